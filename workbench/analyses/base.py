@@ -1,0 +1,106 @@
+"""What every analysis is: validated parameters, one pure function, one result type.
+
+An analysis is `run(model, data, params, seed) -> Result`, registered under the name that spec files use. It knows the
+paper it implements and the primitives below it; it never knows the store, the spec file or the command line. Modules
+are imported only when their analysis is asked for, so that listing names costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from workbench.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from workbench.tables import HeadTable
+
+
+class Params(BaseModel):
+    """Base of every analysis' parameters: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+@dataclass
+class Result:
+    """What an analysis returns: the head table, the evidence under it and how it was made.
+
+    Attributes:
+        heads: one row per head, the schema of DESIGN section 4.
+        params: the parameters actually used, defaults filled in.
+        model: name, fingerprint, basis, dtype, device and capabilities of the model.
+        data: what the data were, enough to make them again.
+        tables: further tidy tables, by name (for retrieval: samples, generations, causal experiment, ...).
+        arrays: further arrays, by name; `per_example` is `[n_examples, n_layers, n_heads]`.
+        summary: headline figures, JSON-able.
+        timing: seconds by stage; not part of an artifact's identity.
+    """
+
+    analysis: str
+    heads: HeadTable
+    params: Params
+    model: dict[str, Any]
+    data: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def per_example(self) -> np.ndarray:
+        """`[n_examples, n_layers, n_heads]` scores of the examples that count; NaN where undefined."""
+        return self.arrays["per_example"]
+
+    def _repr_html_(self) -> str:
+        return self.heads._repr_html_()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One registered method.
+
+    `data_kind` names what `data` must be (`needle`, `prompts`, `pairs`, ...); `requires` names the capabilities without
+    which the result would be wrong.
+    """
+
+    name: str
+    paper: str
+    params_type: type[Params]
+    data_kind: str
+    requires: tuple[str, ...]
+    run: Callable[[Any, Any, Any, int], Result]
+
+    def __call__(self, model: Any, data: Any, params: Params | None = None, *, seed: int = 0) -> Result:
+        """Check the model's capabilities, then run."""
+        model.require(*self.requires)
+        return self.run(model, data, params or self.params_type(), seed)
+
+
+_MODULES = {"retrieval": "workbench.analyses.retrieval"}
+
+
+def names() -> list[str]:
+    """Names that `analysis:` in a spec file may take."""
+    return sorted(_MODULES)
+
+
+def get(name: str) -> Analysis:
+    """The analysis registered as `name`.
+
+    Raises:
+        InputError: no analysis has that name.
+    """
+    if name not in _MODULES:
+        raise InputError(
+            f"There is no analysis {name!r}.{did_you_mean(name, _MODULES)} Available: {', '.join(names())}."
+        )
+    return importlib.import_module(_MODULES[name]).ANALYSIS
