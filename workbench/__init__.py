@@ -1,0 +1,129 @@
+"""A research workbench for attention heads: cached activations, patching, published head analyses, versioned results.
+
+    import workbench as wb
+    model = wb.load_model("organism:retrieval")
+    result = wb.retrieval_heads(model, wb.tasks.needle(model, n=20))
+    result.heads.top(5)
+    artifact = wb.run("experiments/retrieval.yaml")
+
+Importing the package imports nothing else: every name below is loaded when it is first used, so that the command line
+and readers of the store start without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench import analyses, experiments, export, models, organisms, plots, primitives, published, stats, tasks
+    from workbench.analyses.retrieval import retrieval_heads
+    from workbench.experiments import Spec, diff, rerun, run
+    from workbench.experiments.notebook import open, store
+    from workbench.models import Model, load_model
+    from workbench.store import Artifact, Store
+    from workbench.tables import HeadTable
+
+_PACKAGES = (
+    "analyses",
+    "errors",
+    "experiments",
+    "export",
+    "models",
+    "organisms",
+    "plots",
+    "primitives",
+    "published",
+    "stats",
+    "tables",
+    "tasks",
+)
+_HOME = {
+    "Artifact": "workbench.store",
+    "HeadTable": "workbench.tables",
+    "Model": "workbench.models",
+    "Spec": "workbench.experiments",
+    "Store": "workbench.store",
+    "diff": "workbench.experiments",
+    "load_model": "workbench.models",
+    "open": "workbench.experiments.notebook",
+    "rerun": "workbench.experiments",
+    "retrieval_heads": "workbench.analyses.retrieval",
+    "run": "workbench.experiments",
+}
+
+__all__ = [
+    "Artifact",
+    "HeadTable",
+    "Model",
+    "Spec",
+    "Store",
+    "__version__",
+    "analyses",
+    "diff",
+    "experiments",
+    "export",
+    "load_model",
+    "models",
+    "open",
+    "organisms",
+    "plots",
+    "primitives",
+    "published",
+    "rerun",
+    "retrieval_heads",
+    "run",
+    "stats",
+    "store",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "store":
+        return importlib.import_module(f"{__name__}.store")  # made callable below, as it is bound here
+    if name == "__version__":
+        return _version()
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(__name__)
+    except metadata.PackageNotFoundError:  # a source tree on the path
+        return "0+source"
+
+
+class _StorePackage(ModuleType):
+    """`workbench.store`, which is also the function `wb.store()` of a notebook."""
+
+    def __call__(self, path: Any = None) -> Any:
+        from workbench.experiments.notebook import store
+
+        return store(path)
+
+
+class _Package(ModuleType):
+    """This package: whoever imports `workbench.store` first, what is bound here can be called."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "store" and type(value) is ModuleType:
+            value.__class__ = _StorePackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

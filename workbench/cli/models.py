@@ -1,0 +1,68 @@
+"""`workbench models` and `workbench probe`: what there is to study, and what may be asked of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli.options import DebugOption, JsonOption, StoreOption
+from workbench.cli.output import emit, emit_facts, emit_json, emit_table, heading
+
+
+def register(app: typer.Typer) -> None:
+    app.command("models")(models)
+    app.command("probe")(probe)
+
+
+def models(as_json: JsonOption = False, _store: StoreOption = None, _debug: DebugOption = False) -> None:
+    """List the built-in organisms and what is known of each."""
+    from workbench import organisms
+
+    cards = {name: organisms.card(name) for name in organisms.names()}
+    if as_json:
+        emit_json([{"name": f"organism:{name}", **_facts(card)} for name, card in cards.items()])
+        return
+    if not cards:
+        emit("No organisms are installed.")
+        return
+    for name, card in cards.items():
+        facts = _facts(card)
+        heading(f"organism:{name}")
+        emit_facts({key: value for key, value in facts.items() if not isinstance(value, (dict, list))}, indent="  ")
+        for key, value in facts.items():
+            if isinstance(value, (dict, list)) and value:
+                emit_facts({key: value}, indent="  ")
+
+
+def _facts(card: Any) -> dict[str, Any]:
+    return dict(card) if isinstance(card, dict) else {"card": str(card)}
+
+
+def probe(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="organism:NAME, a directory, or a hub name.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    as_json: JsonOption = False,
+    _store: StoreOption = None,
+    _debug: DebugOption = False,
+) -> None:
+    """Load MODEL and show what was measured: which interventions on it mean what they say."""
+    from workbench.models import load_model
+    from workbench.models.capabilities import FLAGS, MEANING
+
+    loaded = load_model(model, device=device, dtype=dtype, revision=revision)
+    facts = loaded.describe()
+    if as_json:
+        emit_json(facts)
+        return
+    capabilities = loaded.capabilities
+    emit_facts({key: value for key, value in facts.items() if key not in ("capabilities", "name")} | {"model": model})
+    heading(f"attention: {capabilities.attention_kind}")
+    rows = [(flag, getattr(capabilities, flag), MEANING[flag]) for flag in FLAGS]
+    emit_table(("capability", "holds", "meaning"), rows)
+    if capabilities.notes:
+        heading("notes")
+        for note in capabilities.notes:
+            emit(f"- {note}")

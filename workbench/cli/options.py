@@ -1,0 +1,20 @@
+"""Options that every command has, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Artifact store; default $WORKBENCH_STORE, else ./artifacts."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout, nothing else.")]
+# Read by `main` from the arguments, because it must work wherever the command fails.
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+RefArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="NAME, NAME@v3, NAME@TAG, NAME@sha256:PREFIX or a digest prefix.")
+]

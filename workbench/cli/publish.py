@@ -1,0 +1,186 @@
+"""`workbench export`, `compare` and `plot`: from artifacts to what goes into a paper or a mail."""
+
+from __future__ import annotations
+
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli.options import DebugOption, JsonOption, RefArgument, StoreOption
+from workbench.cli.output import emit, emit_facts, emit_json, emit_table, heading
+from workbench.errors import InputError, NotFound, did_you_mean
+
+if TYPE_CHECKING:
+    from workbench.store import Artifact, Store
+    from workbench.tables import HeadTable
+
+_PUBLISHED = ("wu", "duo")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("export")(export)
+    app.command("compare")(compare)
+    app.command("plot")(plot)
+
+
+def export(
+    ref: RefArgument,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", "-f", help="csv, parquet, md, latex, html or json; default by -o, else csv."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; default stdout.")] = None,
+    table: Annotated[str, typer.Option(help="Which table of the artifact.")] = "heads",
+    top: Annotated[int | None, typer.Option(help="Only the K best heads (first K rows of other tables).")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    _debug: DebugOption = False,
+) -> None:
+    """Write a table of REF as a file people use; files get their provenance beside them."""
+    from workbench import export as writers
+    from workbench.store import Store
+
+    artifact = Store(store)[ref]
+    rows = _table(artifact, table)
+    kind = format or ("json" if as_json else None if output else "csv")
+    if output is not None:
+        writers.write(rows, output, kind, top=top, provenance=_provenance(artifact, table))
+        if as_json:
+            emit_json({"path": str(output), "ref": artifact.ref, "table": table})
+        else:
+            emit(str(output))
+        return
+    if as_json and kind != "json":
+        raise InputError(f"--json and --format {kind} are two outputs; with --json, give -o for the {kind} file.")
+    if kind in ("parquet", "pq") and sys.stdout.isatty():
+        raise InputError("Parquet is no text for a terminal; give -o FILE.parquet, or redirect the output.")
+    content = writers.write(rows, None, kind, top=top)
+    if isinstance(content, bytes):
+        sys.stdout.buffer.write(content)
+    elif content is not None:
+        emit(content)
+
+
+def compare(
+    refs: Annotated[
+        list[str],
+        typer.Argument(metavar="REF REF...", help="References, or published files: wu:FILE.json, duo:FILE.tsv."),
+    ],
+    rule: Annotated[
+        str, typer.Option(help="Which heads count: 'top 10', 'top 5%', 'score >= 0.1', 'q < 0.05'.")
+    ] = "top 10",
+    any_basis: Annotated[bool, typer.Option("--any-basis", help="Compare across raw and folded weights.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    _debug: DebugOption = False,
+) -> None:
+    """Overlap of the heads that several results select, pair by pair, with its significance."""
+    from workbench.store import Store
+
+    if len(refs) < 2:
+        raise InputError(f"compare needs two results or more, but got only {refs[0]!r}.")
+    place = Store(store)
+    tables = {ref: _head_table(ref, place) for ref in refs}
+    if len(tables) < 2:
+        raise InputError(f"compare needs two different results, but got {refs[0]!r} twice.")
+    found = [_pair(a, b, tables, rule, any_basis) for a, b in combinations(tables, 2)]
+    if as_json:
+        emit_json(found)
+        return
+    emit(f"heads selected by {rule!r}; p: chance of at least this overlap between random sets of these sizes")
+    heading("overlap")
+    headings = ("a", "b", "rows", "in a", "in b", "shared", "jaccard", "p", "spearman")
+    rows = [
+        (c["a"], c["b"], c["n"], len(c["heads_a"]), len(c["heads_b"]), len(c["shared"]))
+        + (c["jaccard"], c["p"], c["spearman"])
+        for c in found
+    ]
+    emit_table(headings, rows)
+    for c in found:
+        heading(f"{c['a']} and {c['b']}")
+        share = ", ".join(f"{layer}.{head}" for layer, head in c["shared"]) or "none"
+        emit_facts({"shared": share, "rows are": c["rows_are"]}, indent="  ")
+
+
+def plot(
+    ref: RefArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help=".html, .png, .svg or .pdf; default NAME-vN.html here.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column of the head table that colours the cells.")] = "score",
+    kind: Annotated[str, typer.Option(help="heatmap (layer x head) or bars (best heads).")] = "heatmap",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    _debug: DebugOption = False,
+) -> None:
+    """Draw the heads of REF; the HTML file needs no network."""
+    from workbench.store import Store
+
+    if kind not in ("heatmap", "bars"):
+        raise InputError(f"There is no plot {kind!r}; choose heatmap or bars.{did_you_mean(kind, ('heatmap', 'bars'))}")
+    artifact = Store(store)[ref]
+    table = _heads(artifact)
+    from workbench import plots
+
+    figure = plots.heads(table, column=column) if kind == "heatmap" else plots.bars(table)
+    path = output or Path(f"{artifact.name.replace('/', '-')}-v{artifact.version}.html")
+    plots.write(figure, path)
+    if as_json:
+        emit_json({"path": str(path), "ref": artifact.ref})
+    else:
+        emit(str(path))
+
+
+def _table(artifact: Artifact, name: str) -> Any:
+    """A table of an artifact: the head table as what it is, others as pyarrow tables."""
+    known = [file.removesuffix(".parquet") for file in artifact.manifest["files"] if file.endswith(".parquet")]
+    if name not in known:
+        raise NotFound(
+            f"{artifact.ref} has no table {name!r}.{did_you_mean(name, known)} "
+            f"It has: {', '.join(sorted(known)) or 'none'}."
+        )
+    return _heads(artifact) if name == "heads" else artifact.table(name)
+
+
+def _heads(artifact: Artifact) -> HeadTable:
+    from workbench.tables import HeadTable
+
+    if "heads.parquet" not in artifact.manifest["files"]:
+        raise NotFound(f"{artifact.ref} has no head table; `workbench show` lists what it has.")
+    return HeadTable.from_arrow(artifact.table("heads"))
+
+
+def _head_table(ref: str, store: Store) -> HeadTable:
+    """The head table of a reference, or of a published file named `wu:PATH` or `duo:PATH`."""
+    kind, colon, path = ref.partition(":")
+    if colon and kind in _PUBLISHED:
+        from workbench import published
+
+        return published.read_wu_json(path) if kind == "wu" else published.read_duo_tsv(path)
+    if colon and kind != "sha256" and "@" not in kind:
+        raise InputError(f"{ref!r} is no published file; write wu:FILE.json or duo:FILE.tsv.")
+    return _heads(store[ref])
+
+
+def _pair(a: str, b: str, tables: dict[str, HeadTable], rule: str, any_basis: bool) -> dict[str, Any]:
+    left, right = tables[a], tables[b]
+    if left.row_kind != right.row_kind:  # gates are per kv group: the best head stands for its group
+        left, right = (table if table.row_kind == "kv_group" else table.by_kv_group("max") for table in (left, right))
+    found = left.compare(right, rule=rule, allow_basis_mismatch=any_basis)
+    return {"a": a, "b": b, "rows_are": f"{left.row_kind}s", **found.to_dict()}
+
+
+def _provenance(artifact: Artifact, table: str) -> dict[str, Any]:
+    """What an exported file says about where it came from."""
+    manifest = artifact.manifest
+    return {
+        "ref": artifact.ref,
+        "digest": artifact.digest,
+        "payload": f"{table}.parquet",
+        "created": manifest.get("created"),
+        "config": manifest.get("config"),
+        "producer": manifest.get("producer"),
+    }

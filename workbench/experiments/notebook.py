@@ -1,0 +1,31 @@
+"""The two shortest ways in a notebook: `wb.store()` to keep results and `wb.open(REF)` to read one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.experiments import record
+from workbench.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from workbench.analyses import Result
+
+
+class ResultStore(Store):
+    """A store that also takes results as analyses return them."""
+
+    def put(self, result: Result, name: str, *, force: bool = False) -> Artifact:
+        """Keep `result` as the next version of `name`, with the spec that makes it again."""
+        return record.put(result, name, store=self, force=force)
+
+
+def store(path: str | Path | None = None) -> ResultStore:
+    """The artifact store at `path`; default `$WORKBENCH_STORE`, else `./artifacts`."""
+    return ResultStore(path)
+
+
+def open(ref: str, *, store: Store | str | Path | None = None) -> Artifact:
+    """The artifact that `ref` names: `name`, `name@v3`, `name@tag` or a digest prefix."""
+    place = store if isinstance(store, Store) else Store(store)
+    return place[ref]

@@ -1,0 +1,327 @@
+"""What an experiment is: a small frozen model, read from YAML, a dict or keywords, validated once at the edge.
+
+The same `Spec` is the file in `experiments/`, the keyword interface of a notebook, the target of `--set` on the command
+line and the `config` of an artifact's manifest. Everything wrong with one is reported as a single sentence naming the
+source, the dotted key, the value and the nearest right spelling. It never knows how an analysis computes, nor the store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+
+from workbench import analyses
+from workbench.errors import InputError, did_you_mean
+from workbench.experiments.yaml_input import parse_assignment, read_documents
+
+DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_SAFE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+# Explicit data wherever a task is; `file` stands for a file holding one of the others.
+DATA_SOURCES: tuple[tuple[str, ...], ...] = (
+    ("task",),
+    ("file",),
+    ("samples",),
+    ("prompts",),
+    ("pairs",),
+    ("positives", "negatives"),
+)
+_EXPLICIT_KEYS = tuple(key for group in DATA_SOURCES[1:] for key in group)
+
+
+class _Refused(InputError):
+    """A value refused by one of our own validators; `key` is relative to the field that was being validated."""
+
+    def __init__(self, sentence: str, *, key: str = "") -> None:
+        super().__init__(sentence)
+        self.key = key
+
+
+class ModelSpec(BaseModel):
+    """Which model, and how it is loaded. `path` is an `organism:NAME`, a directory or a hub name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    path: Annotated[str, Field(min_length=1)]
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    attn: str | None = None
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise _Refused(f"{value!r} is not a device; give auto, cpu, cuda, cuda:N or mps")
+        return value
+
+
+class Spec(BaseModel):
+    """One experiment: an analysis of a model on data, with every parameter explicit.
+
+    `params` always holds the analysis' full parameter set, defaults filled in, so that a stored spec keeps meaning the
+    same when a default changes. Build one from untrusted input with `build` or `load_specs`, which raise `InputError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str
+    analysis: str
+    model: ModelSpec
+    data: dict[str, Any]
+    params: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
+
+    _source: Path | None = PrivateAttr(default=None)
+
+    @field_validator("analysis")
+    @classmethod
+    def _registered(cls, value: str) -> str:
+        if value not in analyses.names():
+            raise _Refused(
+                f"there is no analysis {value!r} (available: {', '.join(analyses.names())})."
+                + did_you_mean(value, analyses.names())
+            )
+        return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("data")
+    @classmethod
+    def _one_source(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_data(value)
+        return value
+
+    @field_validator("params")
+    @classmethod
+    def _complete(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
+        if "analysis" not in info.data:  # refused already; one error is enough
+            return value
+        params_type = analyses.get(info.data["analysis"]).params_type
+        try:
+            return params_type.model_validate(value).model_dump(mode="json")
+        except ValidationError as error:
+            sentence, key = _first_problem(error, params_type, value)
+            raise _Refused(sentence, key=key) from error
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where relative paths are looked for: the spec file's folder first, then the current directory."""
+        here = Path.cwd()
+        return (self._source.parent, here) if self._source is not None else (here,)
+
+    @property
+    def source(self) -> Path | None:
+        """The file it was read from, if any."""
+        return self._source
+
+    def config(self) -> dict[str, Any]:
+        """The JSON-able form that a manifest records: exactly the keys of a spec file."""
+        return self.model_dump(mode="json")
+
+
+def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: Iterable[str] = ()) -> Spec:
+    """Validate `values` (the keys of a spec file) with `overrides` such as `"params.max_new_tokens=8"` applied.
+
+    Raises:
+        InputError: one sentence naming where the value came from, its dotted key, the value and the remedy.
+    """
+    origin = str(source) if source is not None else "spec"
+    tree = _plain(values)
+    assigned: dict[str, str] = {}
+    for assignment in overrides:
+        key, value = parse_assignment(assignment)
+        _assign(tree, key, value, assignment)
+        assigned[key] = assignment
+    if not tree.get("name") and isinstance(tree.get("analysis"), str):
+        tree["name"] = _default_name(tree, source)
+    try:
+        spec = Spec.model_validate(tree)
+    except ValidationError as error:
+        sentence, key = _first_problem(error, Spec, tree)
+        culprit = next((a for path, a in assigned.items() if key == path or key.startswith(path + ".")), None)
+        where = f"--set {culprit}" if culprit else origin
+        raise InputError(f"{where}: {sentence}") from error
+    if source is not None:
+        spec._source = Path(source).resolve()
+    return spec
+
+
+def load_specs(path: str | Path, *, overrides: Iterable[str] = ()) -> list[Spec]:
+    """Every experiment in the YAML file (one, or several separated by `---`), in order."""
+    source = Path(path)
+    documents = read_documents(source)
+    overrides = tuple(overrides)
+    specs = []
+    for index, document in enumerate(documents, start=1):
+        if not isinstance(document, Mapping):
+            raise InputError(
+                f"{source}: a spec is a mapping with keys {', '.join(Spec.model_fields)}, not {_shown(document)}."
+            )
+        spec = build(document, source=source, overrides=overrides)
+        if len(documents) > 1 and not document.get("name"):
+            spec = build({**document, "name": f"{spec.name}-{index}"}, source=source, overrides=overrides)
+        specs.append(spec)
+    return specs
+
+
+def load_spec(path: str | Path, *, overrides: Iterable[str] = ()) -> Spec:
+    """The one experiment in the YAML file."""
+    specs = load_specs(path, overrides=overrides)
+    if len(specs) != 1:
+        raise InputError(f"{path}: holds {len(specs)} specs where one is wanted; run it with `workbench run {path}`.")
+    return specs[0]
+
+
+def resolve_model_path(path: str, folders: Sequence[Path]) -> str:
+    """`path` as `load_model` should get it: a directory made absolute, anything else (organism, hub name) unchanged.
+
+    Raises:
+        InputError: `path` can only be a directory, and is none.
+    """
+    if path.startswith("organism:"):
+        return path
+    given = Path(path).expanduser()
+    for folder in folders:
+        if (folder / given).is_dir():
+            return str((folder / given).resolve())
+    if given.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+        tried = ", ".join(str(folder) for folder in folders)
+        raise InputError(f"The model directory {path!r} does not exist (looked from {tried}); correct `model.path`.")
+    return path
+
+
+def _default_name(tree: Mapping[str, Any], source: Path | None) -> str:
+    if source is not None:
+        stem = source.stem
+    else:
+        model = tree.get("model")
+        path = model.get("path") if isinstance(model, Mapping) else model
+        stem = re.split(r"[:/\\]", str(path).rstrip("/\\"))[-1]
+    return f"{tree['analysis']}/{_SAFE_NAME.sub('-', stem).strip('-.') or 'run'}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that `--set` may write into, models inside dumped."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json")
+        if isinstance(value, Mapping):
+            return {str(key): copy(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [copy(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {str(key): copy(value) for key, value in values.items()}
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any, assignment: str) -> None:
+    """Write `value` at the dotted `key`; below `model`, `data` and `params` missing levels are made on the way."""
+    *way, last = key.split(".")
+    if way[:1] == ["model"] and isinstance(tree.get("model"), str):
+        tree["model"] = {"path": tree["model"]}
+    node: Any = tree
+    for depth, step in enumerate(way):
+        if isinstance(node, dict):
+            if node.get(step) is None:
+                if way[0] not in ("model", "data", "params"):
+                    raise InputError(f"--set {assignment}: unknown key {way[0]!r}.{did_you_mean(way[0], Spec.model_fields)}")
+                node[step] = {}
+            node = node[step]
+        else:
+            node = _list_item(node, step, ".".join(way[:depth]), assignment)
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        _list_item(node, last, ".".join(way), assignment)
+        node[int(last)] = value
+
+
+def _list_item(node: Any, step: str, at: str, assignment: str) -> Any:
+    if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+        return node[int(step)]
+    held = f"a list of {len(node)}" if isinstance(node, list) else _shown(node)
+    raise InputError(f"--set {assignment}: {at} is {held}, so it has no {step!r}.")
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    present = [group for group in DATA_SOURCES if any(key in data for key in group)]
+    options = "task, file, " + ", ".join("/".join(group) for group in DATA_SOURCES[2:])
+    if not present:
+        wrong = next((key for key in data if did_you_mean(key, ("task", *_EXPLICIT_KEYS))), None)
+        hint = did_you_mean(wrong, ("task", *_EXPLICIT_KEYS)) if wrong else ""
+        found = f"only {', '.join(map(repr, data))}" if data else "nothing"
+        raise _Refused(f"holds {found}, but needs one of {options}.{hint}")
+    if len(present) > 1:
+        keys = " and ".join(repr(next(k for k in group if k in data)) for group in present)
+        raise _Refused(f"names {keys}, but takes only one source of data")
+    (group,) = present
+    if group == ("task",):
+        if not isinstance(data["task"], str):
+            raise _Refused(f"is the name of a task, not {_shown(data['task'])}", key="task")
+        return
+    for key in group:
+        value = data.get(key)
+        if group == ("file",):
+            if not isinstance(value, str):
+                raise _Refused(f"is a file name, not {_shown(value)}", key=key)
+        elif not isinstance(value, list) or not value:
+            raise _Refused(f"is a list with at least one entry, not {_shown(value)}", key=key)
+
+
+def _first_problem(error: ValidationError, owner: type[BaseModel], values: Any) -> tuple[str, str]:
+    """The most telling problem of a failed validation as (sentence without its source, dotted key)."""
+    problems = error.errors()
+    # A misspelt key explains the missing one beside it, so it goes first.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    path = [str(step) for step in problem["loc"] if not str(step).startswith("function-")]
+    key = ".".join(path)
+    refused = problem.get("ctx", {}).get("error")
+    if isinstance(refused, _Refused):
+        full = ".".join(part for part in (key, refused.key) if part)
+        message = str(refused)
+        prefix = "" if message.startswith(("unknown key", "lacks")) and refused.key else f"{full}: "
+        return _sentence(prefix + message.replace("<key>", full)), full
+    if problem["type"] == "extra_forbidden":
+        holder = _model_at(owner, path[:-1])
+        choices = holder.model_fields if holder is not None else ()
+        known = f" Known keys: {', '.join(choices)}." if not did_you_mean(path[-1], choices) and choices else ""
+        return f"unknown key {key!r}.{did_you_mean(path[-1], choices)}{known}", key
+    if problem["type"] == "missing":
+        return _sentence(f"lacks the key {key!r}"), key
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    value = problem["input"]
+    hint = ""
+    if problem["type"] in ("literal_error", "enum") and isinstance(value, str):
+        hint = did_you_mean(value, re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", ""))))
+    return _sentence(f"{key} = {_shown(value)}: {message}") + hint, key
+
+
+def _model_at(owner: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """The model whose key is at `path` below `owner`, where it can be told from the annotations."""
+    for step in path:
+        field = owner.model_fields.get(step)
+        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if inner is None:
+            return None
+        owner = inner
+    return owner
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?")) else text + "."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

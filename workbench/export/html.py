@@ -1,0 +1,121 @@
+"""Tables as HTML that stands alone: a page for sending around, and the short form a notebook shows.
+
+No script, no font, nothing fetched; every text is escaped. The heatmap is inline SVG, one rectangle per head with its
+numbers as a tooltip.
+"""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from workbench.export import colours
+from workbench.export.frame import FLOAT, INT, Frame
+from workbench.export.text import rounded
+
+_STYLE = (
+    "body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#1b1f24;"
+    "background:#fff}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.15em .7em;border-bottom:1px solid #d5d9de;text-align:left}td.n,th.n{text-align:right}"
+    "th{border-bottom:2px solid #8a929b}dl{display:grid;grid-template-columns:max-content auto;gap:.1em 1em}"
+    "dt{color:#57606a}dd{margin:0;overflow-wrap:anywhere}.wide{overflow-x:auto}"
+)
+
+
+def page(frame: Frame) -> str:
+    """A whole page: what the table is, its heatmap when it holds heads, and its rows."""
+    title = (
+        " · ".join(str(frame.meta[key]) for key in ("analysis", "metric", "model") if frame.meta.get(key)) or "Table"
+    )
+    about = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(_said(value))}</dd>" for key, value in frame.meta.items())
+    picture = heatmap(frame.heads) if frame.heads is not None and len(frame.heads) else ""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
+        f"<body><h1>{escape(title)}</h1>\n<dl>{about}</dl>\n{picture}\n"
+        f'<div class="wide">{rows(frame)}</div>\n</body></html>\n'
+    )
+
+
+def preview(table: Any, k: int = 10) -> str:
+    """What a notebook shows of a head table: one line, the heatmap, the k best heads."""
+    meta = table.meta
+    unit = f" ({escape(meta['unit'])})" if meta["unit"] else ""
+    model = escape(meta["model"]) or "no model named"
+    line = (
+        f"<b>{escape(meta['analysis'])}</b>: {escape(meta['metric'])}{unit}, {model}; "
+        f"{table.n_layers} layers × {table.n_heads} {table.row_kind}s, {int(table.ok.sum())} of {len(table)} ok"
+    )
+    picture = heatmap(table) if len(table) else ""
+    best = rows(Frame.of(table, top=k)) if table.ok.any() else ""
+    return (
+        f'<div><p>{line}</p><div style="display:flex;flex-wrap:wrap;gap:1.5em;align-items:flex-start">'
+        f"<div>{picture}</div><div>{best}</div></div></div>"
+    )
+
+
+def rows(frame: Frame) -> str:
+    """A `<table>`, numbers rounded to four significant digits."""
+    right = {name: ' class="n"' if kind in (INT, FLOAT) else "" for name, kind in frame.kinds.items()}
+    heads = "".join(f"<th{right[name]}>{escape(name)}</th>" for name in frame.columns)
+    cells = [
+        [f"<td{right[name]}>{escape(rounded(value, frame.kinds[name]))}</td>" for value in frame.shown(name)]
+        for name in frame.columns
+    ]
+    body = "\n".join("<tr>" + "".join(row) + "</tr>" for row in zip(*cells, strict=True))
+    return f"<table><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+
+
+def heatmap(table: Any, column: str = "score") -> str:
+    """Inline SVG, layers downwards and heads to the right; undefined cells are grey with a stroke through them."""
+    grid = table.matrix(column)
+    status = table.matrix("status")
+    n_layers, n_heads = grid.shape
+    cell = int(np.clip(480 // max(n_heads, 1), 6, 20))
+    left, top = 34, 18
+    low, high, stops = colours.scale(grid)
+    letter = "G" if table.row_kind == "kv_group" else "H"
+    parts = []
+    for layer in range(n_layers):
+        for head in range(n_heads):
+            x, y, value = left + head * cell, top + layer * cell, grid[layer, head]
+            name = f"L{layer} {letter}{head}: "
+            if math.isnan(value):
+                said = status[layer, head] or "no row"
+                parts.append(
+                    f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{colours.UNDEFINED}">'
+                    f"<title>{escape(name + said)}</title></rect>"
+                    f'<path d="M{x} {y + cell}L{x + cell} {y}" stroke="{colours.HATCH}" stroke-width="1"/>'
+                )
+            else:
+                colour = colours.colour(value, low, high, stops)
+                parts.append(
+                    f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{colour}">'
+                    f"<title>{escape(name + rounded(float(value), FLOAT))}</title></rect>"
+                )
+    labels = [
+        f'<text x="{left - 4}" y="{top + (layer + 0.5) * cell + 3:g}" text-anchor="end">{layer}</text>'
+        for layer in range(0, n_layers, colours.tick_step(n_layers))
+    ]
+    labels += [
+        f'<text x="{left + (head + 0.5) * cell:g}" y="{top - 5}" text-anchor="middle">{head}</text>'
+        for head in range(0, n_heads, colours.tick_step(n_heads))
+    ]
+    width, height = left + n_heads * cell + 2, top + n_layers * cell + 20
+    caption = f"{column} {rounded(low, FLOAT)} to {rounded(high, FLOAT)}; layers down, {table.row_kind}s across"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
+        f'aria-label="{escape(caption)}" font-family="sans-serif" font-size="9" fill="#57606a">'
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>{"".join(parts)}{"".join(labels)}'
+        f'<text x="{left}" y="{height - 6}">{escape(caption)}</text></svg>'
+    )
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

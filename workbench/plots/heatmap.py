@@ -1,0 +1,223 @@
+"""Heatmaps: layer x head for any column of a head table, and recall by length x depth for needle tests.
+
+Undefined cells are grey and hatched, never the colour of zero. Cells stay at least 9 pixels wide, so that 80 x 64 heads
+remain readable. It must never know how a score came about.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import InputError
+from workbench.export import colours
+from workbench.plots import columns, theme
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from workbench.tables import HeadTable
+
+_HOVER = {"score": "score", "ci_low": "interval", "n": "n", "null_p": "p", "rank": "rank"}
+
+
+def heads(
+    table: HeadTable, *, column: str = "score", title: str | None = None, scale: colours.Scale = "auto"
+) -> go.Figure:
+    """Layer x head heatmap of a column.
+
+    Args:
+        column: any numeric column, extra ones too.
+        scale: "auto" centres a two-sided scale on zero when the values are signed, and is one-sided otherwise;
+            "sequential" and "diverging" decide it.
+    """
+    if column not in table.columns or table.columns[column].dtype == object:
+        table[column]  # raises with the names there are, when there is no such column
+        raise InputError(f"Column {column!r} holds text; a heatmap needs numbers.")
+    if scale not in ("auto", "sequential", "diverging"):
+        raise InputError(f"scale={scale!r} is unknown; use 'auto', 'sequential' or 'diverging'.")
+    grid = table.matrix(column)
+    letter = "kv group" if table.row_kind == "kv_group" else "head"
+    unit = f" ({table.meta['unit']})" if column == "score" and table.meta["unit"] else ""
+    fig = _heatmap(
+        grid,
+        x=list(range(table.n_heads)),
+        y=list(range(table.n_layers)),
+        hover=_head_hover(table, column),
+        bar=f"{column.replace('_', ' ')}{escape(unit)}",
+        scale=scale,
+    )
+    cell = int(np.clip(760 // max(table.n_heads, 1), 9, 34))
+    tall = int(np.clip(760 // max(table.n_layers, 1), 9, 34))
+    cell = min(cell, tall)
+    fig.update_layout(
+        title=_title(table) if title is None else title,
+        width=max(460, 190 + cell * table.n_heads),
+        height=max(300, 130 + cell * table.n_layers),
+    )
+    fig.update_xaxes(title=letter, dtick=colours.tick_step(table.n_heads), range=[-0.5, table.n_heads - 0.5])
+    fig.update_yaxes(title="layer", dtick=colours.tick_step(table.n_layers), range=[table.n_layers - 0.5, -0.5])
+    return fig
+
+
+def grid(
+    data: Any, *, x: str = "length", y: str = "depth", value: str = "recall", title: str | None = None
+) -> go.Figure:
+    """Mean of a value by length and depth (the needle-in-a-haystack picture); cells without a sample are hatched."""
+    table = columns.take(data, x, y, value)
+    found = {name: columns.numbers(name, values) for name, values in table.items()}
+    placed = ~np.isnan(found[x]) & ~np.isnan(found[y])
+    across, column = np.unique(found[x][placed], return_inverse=True)
+    down, row = np.unique(found[y][placed], return_inverse=True)
+    values = found[value][placed]
+    defined = ~np.isnan(values)
+    total, count = np.zeros((len(down), len(across))), np.zeros((len(down), len(across)))
+    np.add.at(total, (row[defined], column[defined]), values[defined])
+    np.add.at(count, (row[defined], column[defined]), 1)
+    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    hover = np.array(
+        [
+            [
+                f"{escape(x)} {across[j]:g}<br>{escape(y)} {down[i]:g}<br>{escape(value)} {_number(mean[i, j])}<br>"
+                f"n {int(count[i, j])}"
+                for j in range(len(across))
+            ]
+            for i in range(len(down))
+        ],
+        dtype=object,
+    ).reshape(mean.shape)
+    within_one = not np.isnan(mean).all() and np.nanmin(mean) >= 0 and np.nanmax(mean) <= 1
+    fig = _heatmap(
+        mean,
+        x=[f"{place:g}" for place in across],
+        y=[f"{place:g}" for place in down],
+        hover=hover,
+        bar=escape(value),
+        scale="auto",
+        limits=(0.0, 1.0) if within_one else None,
+    )
+    fig.update_layout(
+        title=f"{escape(value)} by {escape(x)} and {escape(y)}" if title is None else title,
+        width=max(460, 190 + 44 * len(across)),
+        height=max(300, 130 + 34 * len(down)),
+    )
+    fig.update_xaxes(title=x, type="category")
+    fig.update_yaxes(title=y, type="category", autorange="reversed")
+    return fig
+
+
+def _heatmap(
+    values: np.ndarray,
+    *,
+    x: list[Any],
+    y: list[Any],
+    hover: np.ndarray,
+    bar: str,
+    scale: colours.Scale,
+    limits: tuple[float, float] | None = None,
+) -> go.Figure:
+    import plotly.graph_objects as go
+
+    low, high, stops = colours.scale(values, scale)
+    low, high = limits or (low, high)
+    undefined = np.isnan(values)
+    # An infinite score has no place on a scale and JSON no word for it: it takes the end's colour, and its own hover.
+    drawn = np.clip(values, low, high)
+    gap = 1 if max(values.shape, default=0) <= 40 else 0.5
+    fig = go.Figure(layout={"template": theme.template()})
+    fig.add_trace(
+        go.Heatmap(
+            z=_json_grid(drawn),
+            x=x,
+            y=y,
+            zmin=low,
+            zmax=high,
+            colorscale=theme.colorscale(stops),
+            text=hover,
+            hovertemplate="%{text}<extra></extra>",
+            xgap=gap,
+            ygap=gap,
+            colorbar={"title": {"text": bar, "side": "right"}, "thickness": 14, "outlinewidth": 0},
+        )
+    )
+    if undefined.any():
+        _hatch(fig, undefined, x, y, hover, gap)
+    fig.update_xaxes(showgrid=False)
+    fig.update_yaxes(showgrid=False)
+    return fig
+
+
+def _hatch(fig: go.Figure, undefined: np.ndarray, x: list[Any], y: list[Any], hover: np.ndarray, gap: float) -> None:
+    """Grey cells with a stroke through each: a second heatmap that covers only the undefined cells."""
+    import plotly.graph_objects as go
+
+    fig.add_trace(
+        go.Heatmap(
+            z=_json_grid(np.where(undefined, 0.0, np.nan)),
+            x=x,
+            y=y,
+            zmin=0,
+            zmax=1,
+            colorscale=[[0, colours.UNDEFINED], [1, colours.UNDEFINED]],
+            showscale=False,
+            text=np.where(undefined, hover, None),  # type: ignore[arg-type]  # hovers of the others are in the file once
+            hovertemplate="%{text}<extra></extra>",
+            xgap=gap,
+            ygap=gap,
+        )
+    )
+    row, column = np.nonzero(undefined)
+    fig.add_trace(
+        go.Scatter(
+            x=[x[at] for at in column],
+            y=[y[at] for at in row],
+            mode="markers",
+            marker={
+                "symbol": "line-ne-open",
+                "size": int(np.clip(300 // max(undefined.shape), 5, 16)),
+                "line": {"width": 1.2, "color": colours.HATCH},
+                "color": colours.HATCH,
+            },
+            hoverinfo="skip",
+            name="undefined",
+            showlegend=False,
+        )
+    )
+
+
+def _head_hover(table: HeadTable, column: str) -> np.ndarray:
+    """One text per cell: where it is and every number that is defined there."""
+    kv = table.row_kind == "kv_group"
+    index = table["kv_group"] if kv else table["head"]
+    texts = np.full(table.shape, "no row", dtype=object)
+    for row in range(len(table)):
+        value = {name: values[row] for name, values in table.columns.items()}
+        where = f"<b>layer {value['layer']}, {'kv group' if kv else 'head'} {index[row]}</b>"
+        lines = [where]
+        if not kv and value["kv_group"] >= 0:
+            lines.append(f"kv group {value['kv_group']}")
+        if column not in _HOVER:
+            lines.append(f"{escape(column)} {_number(float(value[column]))}")
+        for name, label in _HOVER.items():
+            if not np.isnan(value[name]):
+                upper = f" to {_number(value['ci_high'])}" if name == "ci_low" else ""
+                lines.append(f"{label} {_number(value[name])}{upper}")
+        if value["status"] != "ok":
+            lines.append(f"undefined: {escape(str(value['status']))}")
+        texts[value["layer"], index[row]] = "<br>".join(lines)
+    return texts
+
+
+def _title(table: HeadTable) -> str:
+    words = [table.meta["analysis"], table.meta["model"]]
+    return escape(" · ".join(word for word in words if word))
+
+
+def _number(value: float) -> str:
+    return "undefined" if np.isnan(value) else f"{value:.4g}"
+
+
+def _json_grid(values: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]

@@ -1,0 +1,198 @@
+"""Bars and curves: the best heads with their intervals and null, and recall against the number of masked heads.
+
+Intervals are drawn wherever the table has them; what the picture aggregates itself it says in its hover. It must never
+know an analysis.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import stats
+from workbench.errors import InputError
+from workbench.plots import columns, theme
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from workbench.tables import HeadTable
+
+
+def bars(table: HeadTable, k: int = 20, *, title: str | None = None) -> go.Figure:
+    """The k best heads as bars, best on top, with their intervals and, where measured, their null mean.
+
+    Intervals are `ci_low` to `ci_high`, or one standard error either way where there is no interval.
+    """
+    import plotly.graph_objects as go
+
+    best = table.top(k)
+    letter = "G" if table.row_kind == "kv_group" else "H"
+    names = [f"L{layer} {letter}{head}" for layer, head in best]
+    score = best["score"]
+    low = np.where(np.isnan(best["ci_low"]), score - best["stderr"], best["ci_low"])
+    high = np.where(np.isnan(best["ci_high"]), score + best["stderr"], best["ci_high"])
+    hover = [
+        f"<b>{name}</b><br>score {value:.4g}" + ("" if np.isnan(a) else f"<br>interval {a:.4g} to {b:.4g}")
+        for name, value, a, b in zip(names, score, low, high, strict=True)
+    ]
+    fig = go.Figure(layout={"template": theme.template()})
+    fig.add_trace(
+        go.Bar(
+            x=_plain(score),
+            y=names,
+            orientation="h",
+            marker={"color": theme.LINES[0]},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": _plain(np.maximum(high - score, 0)),
+                "arrayminus": _plain(np.maximum(score - low, 0)),
+                "color": theme.INK,
+                "thickness": 1.2,
+                "width": 3,
+            },
+            text=hover,
+            textposition="none",
+            hovertemplate="%{text}<extra></extra>",
+            name="score",
+        )
+    )
+    null = best["null_mean"]
+    if not np.isnan(null).all():
+        fig.add_trace(
+            go.Scatter(
+                x=_plain(null),
+                y=names,
+                mode="markers",
+                marker={"symbol": "line-ns-open", "size": 14, "line": {"width": 2.5, "color": theme.LINES[1]}},
+                hovertemplate="null mean %{x:.4g}<extra></extra>",
+                name="null mean",
+            )
+        )
+    unit = f" ({escape(table.meta['unit'])})" if table.meta["unit"] else ""
+    named = escape(" · ".join(word for word in (table.meta["analysis"], table.meta["model"]) if word))
+    fig.update_layout(
+        title=f"{named}: best {len(best)}" if title is None else title,
+        width=640,
+        height=max(260, 120 + 24 * len(best)),
+        showlegend=bool((~np.isnan(null)).any()),
+        bargap=0.25,
+    )
+    fig.update_xaxes(title=f"{escape(table.meta['metric'])}{unit}")
+    fig.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    return fig
+
+
+def curves(
+    data: Any,
+    *,
+    x: str = "k",
+    y: str = "recall",
+    group: str = "condition",
+    low: str = "ci_low",
+    high: str = "ci_high",
+    title: str | None = None,
+    seed: int = 0,
+) -> go.Figure:
+    """One line per condition with its interval as a band: what masking k heads does, found heads against random ones.
+
+    A table with `low` and `high` columns is drawn as it is, one row per point. Without them, rows that share condition
+    and x are averaged, and the band is their 95% bootstrap interval.
+    """
+    import plotly.graph_objects as go
+
+    table = columns.take(data, x, y, group, optional=(low, high))
+    fig = go.Figure(layout={"template": theme.template()})
+    names = list(dict.fromkeys(str(name) for name in table[group]))
+    across, values = columns.numbers(x, table[x]), columns.numbers(y, table[y])
+    labels = np.array([str(name) for name in table[group]], dtype=object)
+    edges = (columns.numbers(low, table[low]), columns.numbers(high, table[high])) if low in table else None
+    for at, name in enumerate(names):
+        mine = (labels == name) & ~np.isnan(across)
+        if edges is not None:
+            points = _given(name, across[mine], values[mine], edges[0][mine], edges[1][mine])
+        else:
+            points = _averaged(across[mine], values[mine], seed)
+        _line(fig, name, theme.LINES[at % len(theme.LINES)], x, y, *points)
+    fig.update_layout(title=f"{escape(y)} by {escape(x)}" if title is None else title, width=760, height=440)
+    fig.update_xaxes(title=x)
+    fig.update_yaxes(title=y, rangemode="tozero")
+    return fig
+
+
+Points = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, y, low, high, n
+
+
+def _given(name: str, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> Points:
+    order = np.argsort(x, kind="stable")
+    if len(np.unique(x)) != len(x):
+        raise InputError(
+            f"Condition {name!r} has several rows for one point, and each with an interval; give one row per point, "
+            "or leave the interval columns out to have them averaged."
+        )
+    return x[order], y[order], low[order], high[order], np.full(len(x), np.nan)
+
+
+def _averaged(x: np.ndarray, y: np.ndarray, seed: int) -> Points:
+    places = np.unique(x)
+    mean, low, high, n = (np.full(len(places), np.nan) for _ in range(4))
+    for at, place in enumerate(places):
+        here = y[x == place]
+        mean[at], n[at] = stats.mean(here), (~np.isnan(here)).sum()
+        low[at], high[at] = stats.bootstrap_ci(here, seed=seed)
+    return places, mean, low, high, n
+
+
+def _line(
+    fig: go.Figure,
+    name: str,
+    colour: str,
+    x_name: str,
+    y_name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    n: np.ndarray,
+) -> None:
+    import plotly.graph_objects as go
+
+    band = ~np.isnan(low) & ~np.isnan(high)
+    if band.sum() > 1:
+        fig.add_trace(
+            go.Scatter(
+                x=_plain(np.concatenate([x[band], x[band][::-1]])),
+                y=_plain(np.concatenate([high[band], low[band][::-1]])),
+                fill="toself",
+                fillcolor=theme.faded(colour, 0.18),
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=name,
+            )
+        )
+    hover = []
+    for at in range(len(x)):
+        text = f"<b>{escape(name)}</b><br>{escape(x_name)} {x[at]:g}<br>{escape(y_name)} {y[at]:.4g}"
+        text += f"<br>interval {low[at]:.4g} to {high[at]:.4g}" if band[at] else ""
+        hover.append(text + (f"<br>n {int(n[at])}" if not np.isnan(n[at]) else ""))
+    fig.add_trace(
+        go.Scatter(
+            x=_plain(x),
+            y=_plain(y),
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"size": 6},
+            name=escape(name),
+            legendgroup=name,
+            text=hover,
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]

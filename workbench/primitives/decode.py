@@ -1,0 +1,189 @@
+"""Greedy decoding with a key-value cache, for many prompts that share their beginnings.
+
+Prompts are visited in sorted order, so that each distinct prefix is prefilled exactly once (a depth-first walk of the
+prompts' trie: crop the cache to the common prefix, append the rest). Prefill runs in chunks sized so that no attention
+pattern larger than `budget` exists; memory is linear in context length. Prompts of equal length then decode together,
+never padded, so a batch equals single runs. The last prompt token is left to the first decode step: its row predicts
+the first generated token, and `decode`-scoped interventions start there.
+
+This module knows nothing of needles, scores or papers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.errors import InputError
+from workbench.primitives.forward import forward
+from workbench.primitives.hooks import Hook, hooked
+from workbench.primitives.interventions import Intervention, Scope, applied
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from workbench.models import Model
+
+ATTENTION_BUDGET = 256 * 2**20  # bytes of attention scores alive at once during prefill
+_SCORE_COPIES = 4  # scores, mask sum, float32 softmax and its cast, as eager attention holds them
+_MAX_CHUNK = 512
+_MAX_WAITING = 4  # batches' worth of caches held while they wait for partners of their length
+
+
+@dataclass
+class Prefilled:
+    """Equal-length prompts whose keys and values are cached up to, not including, their last token.
+
+    Attributes:
+        index: which of the prompts given to `prefill` these are.
+        tokens: the prompts.
+        cache: keys and values of `tokens[:, :-1]`; `decode` copies it, so one prefill serves many decodes.
+    """
+
+    index: tuple[int, ...]
+    tokens: Int[Tensor, "batch pos"]
+    cache: DynamicCache
+
+
+def prefill(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 8,
+    interventions: Sequence[Intervention] = (),
+    budget: int = ATTENTION_BUDGET,
+) -> Iterator[Prefilled]:
+    """Prefill `prompts`, sharing every common prefix, and yield them in batches of equal length.
+
+    Batches do not come in the order of `prompts`; `Prefilled.index` says which is which. At most
+    `4 * batch_size` prompts' caches are held at once.
+
+    Raises:
+        InputError: a prompt has fewer than two tokens, or is longer than the model's context.
+    """
+    for i, prompt in enumerate(prompts):
+        if len(prompt) < 2:
+            raise InputError(f"Prompt {i} has {len(prompt)} token(s); decoding needs at least 2.")
+        if model.n_ctx and len(prompt) > model.n_ctx:
+            raise InputError(f"Prompt {i} has {len(prompt)} tokens but {model.name} takes at most {model.n_ctx}.")
+    during_prefill = [i for i in interventions if i.scope != Scope.DECODE]
+    path = _Path(model, during_prefill, budget)
+    waiting: dict[int, list[tuple[int, DynamicCache]]] = {}
+    for i in sorted(range(len(prompts)), key=lambda i: tuple(prompts[i])):
+        bucket = waiting.setdefault(len(prompts[i]), [])
+        bucket.append((i, path.extend_to(prompts[i][:-1])))
+        if len(bucket) == batch_size or sum(map(len, waiting.values())) == _MAX_WAITING * batch_size:
+            fullest = max(waiting, key=lambda length: len(waiting[length]))
+            yield _merge(model, prompts, waiting.pop(fullest))
+    for bucket in waiting.values():
+        yield _merge(model, prompts, bucket)
+
+
+def decode(
+    model: Model,
+    batch: Prefilled,
+    *,
+    max_new_tokens: int,
+    stop: Callable[[int], bool],
+    interventions: Sequence[Intervention] = (),
+    hooks: Sequence[Hook] = (),
+    on_step: Callable[[], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt greedily until `stop(token)` is true (that token is kept), `max_new_tokens` are out, or the
+    model's context is full.
+
+    `hooks` only read; they fire once a step on single-row activations: a pattern is `[batch, head, 1, key]` over all
+    keys so far.
+    `on_step()` is called after each. Rows that have stopped are still computed; their hooks' values mean nothing.
+    Interventions of scope `prefill` have no effect here.
+    """
+    cache = fork(batch.cache)
+    current = batch.tokens[:, -1:]
+    generated: list[list[int]] = [[] for _ in batch.index]
+    active = [True] * len(batch.index)
+    offset = batch.tokens.shape[1] - 1
+    room = model.n_ctx - offset if model.n_ctx else max_new_tokens  # the last generated token needs no position
+    with applied(model, interventions) as phase, hooked(model, hooks, copy=False):
+        phase.name = "decode"
+        for t in range(min(max_new_tokens, room)):
+            phase.offset = offset + t
+            logits = forward(model, current, cache=cache, use_cache=True, logits_to_keep=1).logits
+            current = logits[:, -1].argmax(-1, keepdim=True)
+            for row, token in enumerate(current[:, 0].tolist()):
+                if active[row]:
+                    generated[row].append(token)
+                    active[row] = not stop(token)
+            if on_step is not None:
+                on_step()
+            if not any(active):
+                break
+    return generated
+
+
+def fork(cache: DynamicCache, *, length: int | None = None) -> DynamicCache:
+    """A cache that starts as the first `length` tokens of `cache` (all by default) and then lives on its own.
+
+    Storage is shared until the copy grows: appending concatenates and never writes in place.
+    """
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    if length is not None:
+        twin.crop(length - cache.get_seq_length())
+    return twin
+
+
+class _Path:
+    """The cache of one token sequence, cropped and extended as sorted prompts are visited."""
+
+    def __init__(self, model: Model, interventions: Sequence[Intervention], budget: int) -> None:
+        self.model, self.interventions, self.budget = model, interventions, budget
+        self.tokens: tuple[int, ...] = ()
+        self.cache: DynamicCache | None = None
+
+    def extend_to(self, tokens: Sequence[int]) -> DynamicCache:
+        from transformers import DynamicCache
+
+        tokens = tuple(tokens)
+        shared = common_prefix(self.tokens, tokens)
+        cache = fork(self.cache, length=shared) if self.cache is not None and shared else DynamicCache()
+        with applied(self.model, self.interventions) as phase:
+            phase.name = "prefill"
+            for start, end in _chunks(shared, len(tokens), self.model.n_heads, self.budget):
+                phase.offset = start
+                rows = torch.tensor([tokens[start:end]], device=self.model.device)
+                forward(self.model, rows, cache=cache, use_cache=True, logits_to_keep=1)
+        self.tokens, self.cache = tokens, cache
+        return fork(cache)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that `a` and `b` share."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+def _chunks(start: int, end: int, n_heads: int, budget: int) -> Iterator[tuple[int, int]]:
+    """Split `[start, end)` so that one chunk's scores, `[n_heads, chunk, end]` float32, stay within `budget`."""
+    size = max(1, min(_MAX_CHUNK, budget // (n_heads * max(end, 1) * 4 * _SCORE_COPIES)))
+    for begin in range(start, end, size):
+        yield begin, min(begin + size, end)
+
+
+def _merge(model: Model, prompts: Sequence[Sequence[int]], bucket: list[tuple[int, DynamicCache]]) -> Prefilled:
+    """Stack single-prompt caches of equal length into one batch."""
+    merged = fork(bucket[0][1])
+    for i, layer in enumerate(merged.layers):
+        if layer.is_initialized:  # layers that borrow another layer's keys hold none of their own
+            layer.keys = torch.cat([cache.layers[i].keys for _, cache in bucket])
+            layer.values = torch.cat([cache.layers[i].values for _, cache in bucket])
+    index = tuple(i for i, _ in bucket)
+    tokens = torch.tensor([list(prompts[i]) for i in index], device=model.device)
+    return Prefilled(index, tokens, merged)

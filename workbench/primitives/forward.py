@@ -1,0 +1,162 @@
+"""One forward pass: tokens in, logits and cache out, the same way for every architecture.
+
+Everything that runs a model goes through `forward`, because three things go wrong silently elsewhere: position ids of
+left-padded rows, caches that forget keys outside a sliding window, and gradients kept by accident. It calls the Hugging
+Face model inside the bridge, so hooks fire and a plain `DynamicCache` serves chunked prefill and decoding. It never
+knows about hooks, interventions or generation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from workbench.errors import CapabilityError, InputError
+
+if TYPE_CHECKING:
+    from workbench.models import Model
+
+
+@dataclass
+class Output:
+    """Logits of the kept positions and, when asked for, the cache (extended in place when one was given)."""
+
+    logits: Float[Tensor, "batch kept vocab"]
+    cache: DynamicCache | None = None
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What the wrapped model's forward understands; read once per model."""
+
+    position_ids: bool
+    logits_to_keep: bool
+
+
+_signatures: WeakKeyDictionary[nn.Module, _Signature] = WeakKeyDictionary()
+
+
+def forward(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    attention_mask: Int[Tensor, "batch past_and_pos"] | None = None,
+    cache: DynamicCache | None = None,
+    use_cache: bool = False,
+    logits_to_keep: int | Int[Tensor, " kept"] = 0,
+    grad: bool = False,
+) -> Output:
+    """Run the model on `tokens`, after what is already in `cache`.
+
+    Positions are counted from each row's first attended token, so a left-padded row gives what the row alone gives;
+    padding that no mask declares cannot be noticed.
+
+    Args:
+        attention_mask: 1 (or True) for real tokens, over cached and new columns together. None: no padding anywhere.
+        cache: keys and values of earlier columns; extended in place. Use a plain `DynamicCache()`: one made with a
+            configuration forgets keys outside a sliding window, and then rows can no longer be cropped or compared.
+        use_cache: start a cache when none is given.
+        logits_to_keep: how many of the last positions get logits (0: all), or the indices of those that do.
+        grad: keep the autograd graph.
+
+    Memory: attention is eager, one layer's scores `[batch, head, pos, past + pos]` exist at a time; feed long prompts
+    in chunks with a cache. Logits are `[batch, kept, vocab]`.
+
+    Raises:
+        InputError: shapes that do not fit together, or positions beyond a learned position table.
+        CapabilityError: a cache for a native bridge, which has none.
+    """
+    hf = model.hf
+    if hf is None and (cache is not None or use_cache):
+        raise CapabilityError(
+            f"Model {model.name!r} is a native bridge without a key/value cache; leave out cache and use_cache."
+        )
+    past = 0 if cache is None else int(cache.get_seq_length())
+    tokens, mask = _checked(model, tokens, attention_mask, past)
+    with torch.set_grad_enabled(grad):
+        if hf is None:
+            logits = model.bridge(tokens, return_type="logits", attention_mask=mask)
+            return Output(_keep(logits, logits_to_keep))
+        takes = _signature(hf)
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "use_cache": cache is not None}
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        if takes.position_ids:
+            inputs["position_ids"] = _position_ids(tokens, mask, past)
+        if takes.logits_to_keep:
+            inputs["logits_to_keep"] = logits_to_keep
+        logits = hf(**inputs).logits
+    return Output(logits if takes.logits_to_keep else _keep(logits, logits_to_keep), cache)
+
+
+def n_padding(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+    """Number of padding columns before each row's first real token."""
+    return (attention_mask.long().cumsum(dim=-1) == 0).sum(dim=-1)
+
+
+def _checked(
+    model: Model, tokens: Tensor, attention_mask: Tensor | None, past: int
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch past_and_pos"] | None]:
+    """Tokens and mask on the model's device, int64, or an InputError that names the shapes."""
+    if tokens.ndim != 2 or tokens.shape[1] == 0 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise InputError(
+            f"Tokens must be integers of shape [batch, pos] with at least one position, not {tokens.dtype} of shape "
+            f"{list(tokens.shape)}; add the batch axis with tokens[None]."
+        )
+    device = next(model.bridge.original_model.parameters()).device
+    total = past + tokens.shape[1]
+    longest = total
+    mask = None
+    if attention_mask is not None:
+        expected = [tokens.shape[0], total]
+        if list(attention_mask.shape) != expected or attention_mask.is_floating_point():
+            raise InputError(
+                f"The attention mask must be integers or booleans of shape {expected} (batch, {past} cached + "
+                f"{tokens.shape[1]} new columns), not {attention_mask.dtype} of shape {list(attention_mask.shape)}; "
+                f"extend it by a column of ones per decoded token."
+            )
+        mask = attention_mask.to(device=device, dtype=torch.long)
+        if total > model.n_ctx:
+            longest = int(mask.sum(dim=-1).max())
+    learned = getattr(model.bridge.cfg, "positional_embedding_type", None) == "standard"
+    if learned and longest > model.n_ctx:  # on a GPU this would be a device assert that kills the process
+        raise InputError(
+            f"{longest} tokens exceed the {model.n_ctx} learned positions of {model.name!r}; shorten the prompt."
+        )
+    return tokens.to(device=device, dtype=torch.long), mask
+
+
+def _position_ids(
+    tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch past_and_pos"] | None, past: int
+) -> Int[Tensor, "batch pos"]:
+    """Position of every new token in its row; padding gets 0, where it does no harm."""
+    if mask is None:
+        return torch.arange(past, past + tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, past:]
+
+
+def _keep(logits: Float[Tensor, "batch pos vocab"], kept: int | Tensor) -> Float[Tensor, "batch kept vocab"]:
+    """The positions `logits_to_keep` names, for models that compute all."""
+    return logits[:, -kept:] if isinstance(kept, int) else logits[:, kept]
+
+
+def _signature(hf: nn.Module) -> _Signature:
+    """Read what `hf.forward` takes; models that derive positions themselves (OPT, mRoPE) are left to do so."""
+    if hf not in _signatures:
+        from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
+
+        parameters = inspect.signature(hf.forward).parameters
+        _signatures[hf] = _Signature(
+            position_ids="position_ids" in parameters and accepts_mask_derived_position_ids(hf),
+            logits_to_keep="logits_to_keep" in parameters,
+        )
+    return _signatures[hf]

@@ -1,0 +1,375 @@
+"""The tree on disk and the one moment that matters: when a version exists.
+
+A writer works in a private folder under ``.store/staging`` and then renames it to ``NAME/vN``. That single rename is
+the commit: before it nothing is visible, after it everything is, and of two writers after the same N one gets it and
+the other takes N + 1. No lock exists anywhere. Payloads of 64 KiB and more are hard-linked with ``.store/objects`` so
+that equal bytes are stored once. Standard library only; this module must never know what is inside a payload.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from workbench.errors import CorruptArtifact, StoreError
+from workbench.store import disk, manifest, refs
+
+SHARE_FROM = 64 * 1024  # smaller payloads are not worth a directory entry each
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
+_LIVE: set[str] = set()  # staging folders this process is writing to, so that gc leaves them alone at any age
+
+README = """\
+# Artifact store
+
+Results of experiments, one folder per version: `NAME/v1/`, `NAME/v2/`, ... Each holds ordinary files and a
+MANIFEST.json that says what was run, from what, by which code, and the sha256 of every file.
+
+    import pandas; pandas.read_parquet("NAME/v1/heads.parquet")
+    from safetensors.numpy import load_file; load_file("NAME/v1/arrays.safetensors")
+
+`NAME/tags/paper` is a text file that holds the version it points to. Versions never change: do not edit, move or
+delete them by hand (`workbench fsck` would tell). `.store/` is housekeeping; nothing in it is a result.
+The format is described in docs/store-format.md of the workbench.
+"""
+
+
+class Tree:
+    """A store folder. Reading one that is absent finds it empty; the first writer creates it."""
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        self.root = root
+        self.durable = durable
+        self.inner = root / ".store"
+        self._check_format()
+
+    # -- the store itself ------------------------------------------------------------------------------------------
+
+    def _check_format(self) -> None:
+        path = self.root / "STORE.json"
+        try:
+            found = json.loads(disk.read(path))["format"]
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise StoreError(f"The store path {str(self.root)!r} is a file; name a folder.") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk.") from error
+        except (ValueError, KeyError, TypeError):
+            raise CorruptArtifact(
+                f"{path} is damaged: delete it (it holds nothing unique, the next commit writes it anew), then run "
+                "`workbench fsck`."
+            ) from None
+        if found != manifest.FORMAT:
+            raise StoreError(f"{path} says format {found!r}; this workbench reads {manifest.FORMAT}: install a newer one.")
+
+    def create(self) -> None:
+        """Create whatever is absent of the store's own folders and files; safe to race and to repeat."""
+        if disk.is_file(self.root / "STORE.json") and disk.is_dir(self.staging):
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise StoreError(f"The store path {str(self.root)!r} is a file; name a folder.") from None
+        for folder in (self.inner, self.staging, self.objects):
+            disk.make_dirs(folder, self.root, durable=self.durable)
+        if not (self.root / "README.md").exists():
+            self._place(self.root / "README.md", README.encode())
+        if not (self.root / "STORE.json").exists():
+            store = {"format": manifest.FORMAT, "hash": "sha256", "probe": self._probe()}
+            self._place(self.root / "STORE.json", manifest.to_json(store))
+
+    def _probe(self) -> dict[str, bool]:
+        """Try what the promises need on this file system; refuse one that lets a commit overwrite another."""
+        mine, taken = self.new_staging(), self.new_staging()
+        try:
+            disk.write_new(taken / "file", b"x", durable=False)
+            try:
+                os.link(taken / "file", mine / "link")
+                hardlink = True
+            except OSError:
+                hardlink = False
+            with suppress(OSError):
+                mine.rename(taken)
+                raise StoreError(
+                    f"The file system of {str(self.root)!r} lets a folder replace another, so two writers could "
+                    "overwrite each other; choose a local disk with WORKBENCH_STORE."
+                )
+            return {"hardlink": hardlink, "dir_rename_excl": True}
+        finally:
+            self.release(mine)
+            self.release(taken)
+
+    def _place(self, path: Path, data: bytes) -> None:
+        """Make a small file appear whole at ``path``, replacing what is there."""
+        temp = self._scratch()
+        try:
+            disk.write_new(temp, data, durable=self.durable)
+            temp.replace(path)
+        finally:
+            self.release(temp)
+        disk.sync_dir(path.parent, durable=self.durable)
+
+    @property
+    def staging(self) -> Path:
+        return self.inner / "staging"
+
+    @property
+    def objects(self) -> Path:
+        return self.inner / "objects"
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def folders(self) -> list[str]:
+        """Every name that has a version folder, sound or not, sorted."""
+        return sorted(self._walk(self.root, ""))
+
+    def _walk(self, folder: Path, name: str) -> Iterator[str]:
+        versioned = False
+        for entry in _entries(folder):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            if refs.version_number(entry.name):
+                versioned = True
+            else:
+                child = f"{name}/{entry.name}" if name else entry.name
+                if refs.is_name(child):
+                    yield from self._walk(folder / entry.name, child)
+        if versioned and name:
+            yield name
+
+    def versions(self, name: str) -> list[int]:
+        """The version numbers that are taken, in order; removed ones count."""
+        numbers = [
+            refs.version_number(entry.name)
+            for entry in _entries(self.root / name)
+            if entry.is_dir(follow_symlinks=False)
+        ]
+        return sorted(number for number in numbers if number)
+
+    def folder(self, name: str, version: int) -> Path:
+        return self.root / name / f"v{version}"
+
+    def manifest(self, name: str, version: int) -> manifest.Manifest:
+        """The checked manifest of a version, a tombstone included; CorruptArtifact when it cannot be trusted."""
+        path = self.folder(name, version) / refs.MANIFEST
+        try:
+            data = disk.read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise CorruptArtifact(f"{path} is missing: run `workbench fsck` to see the damage.") from None
+        except OSError as error:
+            raise CorruptArtifact(
+                f"{path} cannot be read ({error.strerror}): run `workbench fsck` to see the damage."
+            ) from error
+        found = manifest.parse(data, str(path))
+        if (found["name"], found["version"]) != (name, version):
+            raise CorruptArtifact(
+                f"{path} belongs to {found['name']}@v{found['version']}: move that folder back, then run "
+                "`workbench fsck`."
+            )
+        return found
+
+    def history(self, name: str) -> Iterator[tuple[int, manifest.Manifest | CorruptArtifact]]:
+        """Versions from the newest to the oldest; a damaged manifest comes as the error it raised."""
+        for version in reversed(self.versions(name)):
+            try:
+                yield version, self.manifest(name, version)
+            except CorruptArtifact as error:
+                yield version, error
+
+    # -- committing ------------------------------------------------------------------------------------------------
+
+    def new_staging(self) -> Path:
+        """A private folder for one writer."""
+        path = self._scratch()
+        path.mkdir()
+        return path
+
+    def _scratch(self) -> Path:
+        """A path nobody else will choose; host and pid tell gc (and people) whose it was."""
+        unique = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(8).hex()}"
+        _LIVE.add(unique)
+        return self.staging / unique
+
+    def release(self, staging: Path) -> None:
+        """Forget a staging folder and remove it if it is still there."""
+        disk.discard(staging)
+        _LIVE.discard(staging.name)
+
+    def commit(
+        self, staging: Path, draft: manifest.Manifest, payloads: list[str], *, force: bool = False
+    ) -> tuple[manifest.Manifest, bool]:
+        """Turn a staging folder into the next version of ``draft["name"]``.
+
+        Returns the manifest that stands for it and whether it is new: content equal to the latest version (same
+        digest, same run key) is not stored again unless ``force``.
+        """
+        name = draft["name"]
+        files = {payload: self._seal_payload(staging / payload) for payload in sorted(payloads)}
+        draft = {**draft, "files": files, "created": manifest.now(), "commit": os.urandom(16).hex()}
+        draft["digest"] = manifest.identity(draft)
+        while True:
+            numbers, previous, latest = self._standing(name)
+            if latest and not force and _same(latest, draft):
+                return latest, False
+            version = max(numbers, default=0) + 1
+            mine = {**draft, "version": version, "previous": previous}
+            page = staging / refs.MANIFEST
+            page.unlink(missing_ok=True)
+            disk.write_new(page, manifest.dump(mine), durable=self.durable)
+            disk.freeze(page, durable=False)
+            disk.sync_dir(staging, durable=self.durable)
+            disk.make_dirs(self.root / name, self.root, durable=self.durable)
+            if self._appear(staging, mine):
+                self._settle(name, version)
+                return mine, True
+
+    def _standing(self, name: str) -> tuple[list[int], str | None, manifest.Manifest | None]:
+        """The numbers taken, the digest of the newest readable version, and the newest that is not removed."""
+        numbers, previous = self.versions(name), None
+        for _, found in self.history(name):
+            if isinstance(found, CorruptArtifact):
+                continue
+            previous = previous or found["digest"]
+            if not found.get("removed"):
+                return numbers, previous, found
+        return numbers, previous, None
+
+    def _appear(self, staging: Path, mine: manifest.Manifest) -> bool:
+        """The commit itself. False when another writer took the number first."""
+        target = self.folder(mine["name"], mine["version"])
+        try:
+            staging.rename(target)
+            return True
+        except OSError as error:
+            # A network file system may do the rename, lose the answer, and report an error for the repeat.
+            with suppress(CorruptArtifact):
+                if self.manifest(mine["name"], mine["version"])["commit"] == mine["commit"]:
+                    return True
+            if error.errno in _TAKEN:
+                return False
+            raise
+
+    def _settle(self, name: str, version: int) -> None:
+        try:
+            disk.sync_dir(self.root / name, durable=self.durable)
+        except OSError as error:
+            outcome = f"{name}@v{version} is there, but may not survive a power cut"
+            raise disk.quarrel(error, self.root, outcome) from error
+
+    def _seal_payload(self, path: Path) -> dict[str, int | str]:
+        """Hash, share and freeze one payload; return its entry in the manifest."""
+        size, digest = path.lstat().st_size, disk.sha256(path)
+        if size >= SHARE_FROM:
+            with suppress(OSError, StoreError):  # sharing is an economy: without hard links the payload is simply a file
+                self._share(path, digest)
+        disk.freeze(path, durable=self.durable)
+        return {"sha256": digest, "size": size}
+
+    def _share(self, path: Path, digest: str) -> None:
+        """Make ``path`` one file with the object of the same bytes, which may be this one."""
+        obj = self.object(digest)
+        disk.make_dirs(obj.parent, self.root, durable=False)  # objects/ may be lost at any time without harm
+        try:
+            os.link(path, obj)
+        except FileExistsError:
+            if disk.sha256(obj) != digest:  # a damaged object must not spread; fsck will report it
+                return
+            twin = self._scratch()
+            try:
+                os.link(obj, twin)
+                twin.replace(path)
+            finally:
+                self.release(twin)
+
+    def object(self, digest: str) -> Path:
+        return self.objects / digest[:2] / digest
+
+    # -- tags and tombstones ---------------------------------------------------------------------------------------
+
+    def tags(self, name: str) -> dict[str, int]:
+        """Tag -> version, of the tags that can be read (fsck reports the others)."""
+        found = {}
+        for entry in _entries(self.root / name / "tags"):
+            with suppress(StoreError, OSError):
+                found[entry.name] = self.tag_target(name, entry.name)
+        return dict(sorted(found.items()))
+
+    def tag_target(self, name: str, tag: str) -> int:
+        path = self.root / name / "tags" / tag
+        version = refs.version_number(disk.read(path).decode("ascii", "replace").removesuffix("\n"))
+        if not version:
+            raise CorruptArtifact(f"{path} holds no version such as 'v3': run `workbench fsck --repair`, then tag anew.")
+        return version
+
+    def set_tag(self, name: str, version: int, tag: str, *, force: bool) -> None:
+        """Create a tag, or move it with ``force``; a tag that exists never moves otherwise, whoever races."""
+        folder = self.root / name / "tags"
+        disk.make_dirs(folder, self.root, durable=self.durable)
+        disk.make_dirs(self.staging, self.root, durable=self.durable)
+        temp = self._scratch()
+        try:
+            disk.write_new(temp, f"v{version}\n".encode(), durable=self.durable)
+            if force:
+                temp.replace(folder / tag)
+            else:
+                self._link_or_write(temp, folder / tag)
+        except FileExistsError:
+            standing = self.tag_target(name, tag)
+            if standing != version:
+                raise StoreError(
+                    f"Tag {tag!r} of {name!r} already points to v{standing}; move it with force=True (--force)."
+                ) from None
+        finally:
+            self.release(temp)
+        disk.sync_dir(folder, durable=self.durable)
+
+    def _link_or_write(self, temp: Path, path: Path) -> None:
+        try:
+            os.link(temp, path)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links here: exclusive creation still keeps a taken tag
+            disk.write_new(path, disk.read(temp), durable=self.durable)
+
+    def drop_tag(self, name: str, tag: str) -> None:
+        (self.root / name / "tags" / tag).unlink()
+        disk.sync_dir(self.root / name / "tags", durable=self.durable)
+
+    def replace_manifest(self, name: str, version: int, page: manifest.Manifest) -> None:
+        """Put a tombstone in the place of a manifest, in one step."""
+        disk.make_dirs(self.staging, self.root, durable=self.durable)
+        self._place(self.folder(name, version) / refs.MANIFEST, manifest.dump(page))
+
+
+def _same(latest: manifest.Manifest, draft: manifest.Manifest) -> bool:
+    # Without the run key, a run under new conditions with the old outcome would never become a cache hit.
+    return latest["digest"] == draft["digest"] and draft["run_key"] in (None, latest["run_key"])
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder (none if absent), housekeeping and other dot files left out."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def is_live(staging_name: str) -> bool:
+    """True when a writer of this machine may still be using the staging entry of that name."""
+    host, _, pid = staging_name.rpartition("-")[0].rpartition("-")
+    if host != os.uname().nodename or not pid.isdigit():
+        return False
+    if int(pid) == os.getpid():
+        return staging_name in _LIVE
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
