@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     DeepseekV3Config,
     Gemma2Config,
@@ -32,6 +32,8 @@ from transformers import (
     MistralConfig,
     Olmo2Config,
     OPTConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -45,11 +47,12 @@ if "WORKBENCH_CACHE" not in os.environ:  # a test must measure, not read what an
 
 BOS, EOS, PAD, UNK = range(4)
 SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>")
-WORDS = (
+_TEXT = (
     ". , ? ! : the a in of is and to what where who when city key number color secret house garden river mountain "
     "red blue green black white one two three four five six seven eight nine ten Alice Bob Carol David Emma Paris "
     "London Rome Berlin Tokyo cat dog bird fish tree book ran saw lost hid"
-).split()
+)
+WORDS = _TEXT.split()
 VOCAB = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 assert len(VOCAB) == 64
 

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from workbench import analyses, experiments, export, models, organisms, plots, primitives, published, stats, tasks
     from workbench.analyses.retrieval import retrieval_heads
     from workbench.experiments import Spec, diff, rerun, run

@@ -48,10 +48,14 @@ def bootstrap_ci(
 
     One set of resamples serves every head, so the cost is one matrix product `[n_boot, n] @ [n, heads]`, done in blocks
     of heads of about 32 MB. NaN where fewer than two entries are defined.
+
+    With NaN entries, each head's mean is over the defined entries of the resample.
     """
     _check_fraction("confidence", confidence)
     values = np.asarray(values, dtype=np.float64)
     n = values.shape[0]
+    if n_boot < 1:
+        raise InputError(f"n_boot={n_boot} draws no resample; 1000 is usual.")
     if n < 2:
         return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
     flat = values.reshape(n, -1)
@@ -110,8 +114,10 @@ def sign_flip_p(
     _check_alternative(alternative)
     differences = np.asarray(differences, dtype=np.float64)
     n = differences.shape[0]
+    if n == 0:
+        return np.full(differences.shape[1:], np.nan)
     flat = differences.reshape(n, -1)
-    undefined = np.isnan(flat).all(axis=0) if n else np.ones(flat.shape[1], dtype=bool)
+    undefined = np.isnan(flat).all(axis=0)
     flat = np.nan_to_num(flat, nan=0.0, posinf=np.inf, neginf=-np.inf)
     observed = flat.sum(axis=0)
     slack = 1e-12 * np.abs(flat).sum(axis=0)  # equal sums reached in another order count as ties
@@ -119,7 +125,7 @@ def sign_flip_p(
     total = 2**n if exact else n_perm
     rng = np.random.default_rng(seed)
     hits = np.zeros(flat.shape[1])
-    rows = max(1, _BLOCK // max(flat.shape[1], n, 1))
+    rows = max(1, _BLOCK // max(flat.shape[1], n))
     for start in range(0, total, rows):
         stop = min(start + rows, total)
         if exact:

@@ -8,11 +8,11 @@ are imported only when their analysis is asked for, so that listing names costs 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.errors import InputError, did_you_mean
 
@@ -83,6 +83,23 @@ class Analysis:
         """Check the model's capabilities, then run."""
         model.require(*self.requires)
         return self.run(model, data, params or self.params_type(), seed)
+
+    def parse(self, params: Mapping[str, Any]) -> Params:
+        """Validate parameters given by keyword.
+
+        Raises:
+            InputError: naming the first parameter that is unknown or unusable.
+        """
+        try:
+            return self.params_type.model_validate(dict(params))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                hint = did_you_mean(str(first["loc"][-1]), self.params_type.model_fields)
+                raise InputError(f"{self.name} has no parameter {key!r}.{hint}") from None
+            message = first["msg"][0].lower() + first["msg"][1:]
+            raise InputError(f"{self.name}: parameter {key!r} is {first['input']!r}, but {message}.") from None
 
 
 _MODULES = {"retrieval": "workbench.analyses.retrieval"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        code = _invoke(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = _invoke(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader (| head) has seen enough
@@ -86,6 +89,8 @@ def _invoke(arguments: list[str]) -> int:
 def _usage(error: Any) -> str:
     """A usage error as a sentence that says where help is."""
     text = error.format_message().rstrip(".")
+    if getattr(error, "possibilities", None):
+        text = f"No such option {error.option_name!r}. Did you mean {error.possibilities[0]!r}?"
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "workbench"
     return f"{text}{'' if text.endswith(('?', ')')) else '.'} See `{command} --help`."
@@ -96,6 +101,12 @@ def _fail(sentence: str, error: BaseException, debug: bool, code: int = 2) -> in
         traceback.print_exception(type(error), error, error.__traceback__)
     sys.stderr.write(f"error: {' '.join(sentence.split())}\n")
     return code
+
+
+def _warn(message: Warning | str, category: type[Warning], *_place: Any) -> None:
+    """A warning in a line, without the source line Python would add; libraries' notes to developers are left out."""
+    if category is UserWarning:
+        sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def _silence_stdout() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,10 @@ from workbench.cli.output import emit, emit_json, emit_table
 
 
 def register(app: typer.Typer) -> None:
-    app.command("tag")(tag)
-    app.command("fsck")(fsck)
-    app.command("gc")(gc)
-    app.command("rm")(remove)
+    app.command("tag", short_help="Name a version.")(tag)
+    app.command("fsck", short_help="Check every byte of the store.")(fsck)
+    app.command("gc", short_help="Remove what nothing refers to.")(gc)
+    app.command("rm", short_help="Remove one version.")(remove)
 
 
 def tag(
@@ -28,14 +28,11 @@ def tag(
     """Give the version REF a name that stays with it: NAME@TAG."""
     from workbench.store import Store
 
-    place = Store(store)
-    artifact = place[ref]
-    version = artifact.ref
-    place.tag(version, name, force=force)
+    artifact = Store(store).tag(ref, name, force=force)
     if as_json:
-        emit_json({"ref": version, "tag": name})
+        emit_json({"ref": artifact.ref, "tag": name})
     else:
-        emit(f"{artifact.name}@{name} is {version}")
+        emit(f"{artifact.name}@{name} is {artifact.ref}")
 
 
 def fsck(
@@ -46,14 +43,16 @@ def fsck(
     _debug: DebugOption = False,
 ) -> int:
     """Check every byte of the store against its manifest; exit 1 when something is wrong."""
+    from dataclasses import asdict
+
     from workbench.store import Store
 
-    place = Store(store)
-    problems = [_fields(problem) for problem in place.fsck(fast=fast, repair=repair)]
+    problems = Store(store).fsck(fast=fast, repair=repair)
     if as_json:
-        emit_json(problems)
+        emit_json([asdict(problem) for problem in problems])
     elif problems:
-        emit_table(list(problems[0]), [list(problem.values()) for problem in problems])
+        rows = [(problem.ref, problem.path, problem.detail, problem.repaired) for problem in problems]
+        emit_table(("artifact", "path", "problem", "repair"), rows)
     else:
         emit("no problem found" + (" (sizes only)" if fast else ""))
     return 1 if problems else 0
@@ -63,11 +62,11 @@ def gc(store: StoreOption = None, as_json: JsonOption = False, _debug: DebugOpti
     """Remove what nothing refers to: abandoned writes and unused shared copies, never a version."""
     from workbench.store import Store
 
-    freed = _fields(Store(store).gc())
+    freed = Store(store).gc()
     if as_json:
-        emit_json(freed)
+        emit_json({"staging": freed.staging, "objects": freed.objects, "bytes": freed.bytes})
     else:
-        emit(", ".join(f"{key}: {value}" for key, value in freed.items()) or "nothing to remove")
+        emit(f"removed {freed.staging} abandoned writes and {freed.objects} unused copies, {freed.bytes} bytes")
 
 
 def remove(
@@ -80,22 +79,8 @@ def remove(
     """Remove the payloads of one version; its number and its record stay."""
     from workbench.store import Store
 
-    place = Store(store)
-    artifact = place[ref]
-    version = artifact.ref
-    place.remove(version, why)
+    removed = Store(store).remove(ref, why)
     if as_json:
-        emit_json({"removed": version, "why": why})
+        emit_json({"removed": removed.ref, "why": why})
     else:
-        emit(f"removed {version}; its record stays")
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    """A dataclass, mapping, number or text of the store as named fields."""
-    from dataclasses import asdict, is_dataclass
-
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, dict):
-        return dict(value)
-    return {"problem" if isinstance(value, str) else "removed": value}
+        emit(f"removed {removed.ref}; its record stays")

@@ -11,8 +11,8 @@ from workbench.cli.output import emit, emit_facts, emit_json, emit_table, headin
 
 
 def register(app: typer.Typer) -> None:
-    app.command("models")(models)
-    app.command("probe")(probe)
+    app.command("models", short_help="The built-in organisms and what each contains.")(models)
+    app.command("probe", short_help="What may be asked of a model.")(probe)
 
 
 def models(as_json: JsonOption = False, _store: StoreOption = None, _debug: DebugOption = False) -> None:

@@ -21,9 +21,9 @@ _PUBLISHED = ("wu", "duo")
 
 
 def register(app: typer.Typer) -> None:
-    app.command("export")(export)
-    app.command("compare")(compare)
-    app.command("plot")(plot)
+    app.command("export", short_help="Write a table as CSV, Parquet, LaTeX, ...")(export)
+    app.command("compare", short_help="Overlap of head sets, with significance.")(compare)
+    app.command("plot", short_help="Draw the heads of a result.")(plot)
 
 
 def export(
@@ -93,11 +93,10 @@ def compare(
     emit(f"heads selected by {rule!r}; p: chance of at least this overlap between random sets of these sizes")
     heading("overlap")
     headings = ("a", "b", "rows", "in a", "in b", "shared", "jaccard", "p", "spearman")
-    rows = [
-        (c["a"], c["b"], c["n"], len(c["heads_a"]), len(c["heads_b"]), len(c["shared"]))
-        + (c["jaccard"], c["p"], c["spearman"])
-        for c in found
-    ]
+    rows = []
+    for c in found:
+        counts = (len(c["heads_a"]), len(c["heads_b"]), len(c["shared"]))
+        rows.append((c["a"], c["b"], c["n"], *counts, c["jaccard"], c["p"], c["spearman"]))
     emit_table(headings, rows)
     for c in found:
         heading(f"{c['a']} and {c['b']}")
@@ -136,7 +135,7 @@ def plot(
 
 def _table(artifact: Artifact, name: str) -> Any:
     """A table of an artifact: the head table as what it is, others as pyarrow tables."""
-    known = [file.removesuffix(".parquet") for file in artifact.manifest["files"] if file.endswith(".parquet")]
+    known = [file.removesuffix(".parquet") for file in artifact.files() if file.endswith(".parquet")]
     if name not in known:
         raise NotFound(
             f"{artifact.ref} has no table {name!r}.{did_you_mean(name, known)} "
@@ -148,7 +147,7 @@ def _table(artifact: Artifact, name: str) -> Any:
 def _heads(artifact: Artifact) -> HeadTable:
     from workbench.tables import HeadTable
 
-    if "heads.parquet" not in artifact.manifest["files"]:
+    if "heads.parquet" not in artifact.files():
         raise NotFound(f"{artifact.ref} has no head table; `workbench show` lists what it has.")
     return HeadTable.from_arrow(artifact.table("heads"))
 
@@ -175,12 +174,11 @@ def _pair(a: str, b: str, tables: dict[str, HeadTable], rule: str, any_basis: bo
 
 def _provenance(artifact: Artifact, table: str) -> dict[str, Any]:
     """What an exported file says about where it came from."""
-    manifest = artifact.manifest
     return {
         "ref": artifact.ref,
         "digest": artifact.digest,
         "payload": f"{table}.parquet",
-        "created": manifest.get("created"),
-        "config": manifest.get("config"),
-        "producer": manifest.get("producer"),
+        "created": artifact.created,
+        "config": artifact.config,
+        "producer": artifact.manifest["producer"],
     }

@@ -14,8 +14,8 @@ from workbench.cli.output import emit, emit_facts, emit_json, emit_table, note
 
 
 def register(app: typer.Typer) -> None:
-    app.command("run")(run)
-    app.command("rerun")(rerun)
+    app.command("run", short_help="Run experiments, or find them done.")(run)
+    app.command("rerun", short_help="Recompute a result and compare.")(rerun)
 
 
 def run(
@@ -55,7 +55,9 @@ def run(
 
 def rerun(
     ref: RefArgument,
-    require: Annotated[str, typer.Option(help="Least agreement for exit code 0: bitwise, allclose or rank.")] = "allclose",
+    require: Annotated[
+        str, typer.Option(help="Least agreement for exit code 0: bitwise, allclose or rank.")
+    ] = "allclose",
     rtol: Annotated[float, typer.Option(help="Relative tolerance of allclose.")] = 1e-4,
     atol: Annotated[float, typer.Option(help="Absolute tolerance of allclose.")] = 1e-6,
     model: Annotated[str | None, typer.Option(help="Where the model is now, if it moved.")] = None,
@@ -110,7 +112,7 @@ def _entry(outcome: Any) -> dict[str, Any]:
         "path": str(artifact.folder),
         "cached": outcome.cached,
         "seconds": round(outcome.seconds, 3),
-        "summary": dict(artifact.manifest.get("summary") or {}),
+        "summary": artifact.summary,
     }
 
 

@@ -98,12 +98,10 @@ def _accelerator_nodes() -> bool:
     return any(devices.glob("nvidia*")) or (devices / "kfd").exists() or (devices / "dxg").exists()
 
 
-def producer(
-    *, device: str, model: Mapping[str, Any], data: Mapping[str, Any], source: Path | None
-) -> dict[str, Any]:
+def producer(*, device: str, model: Mapping[str, Any], data: Mapping[str, Any], source: Path | None) -> dict[str, Any]:
     """Who made an artifact, of what: command, code, versions, machine kind, the model and the data as measured."""
     return {
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else [],
+        "argv": _argv(),
         "code": code_version(),
         "device": device,
         "data": dict(data),
@@ -116,14 +114,20 @@ def producer(
     }
 
 
+def _argv() -> list[str]:
+    """The command, without the folder it was started from."""
+    program, *rest = sys.argv or [""]
+    name = Path(program).name
+    return ["workbench" if name == "__main__.py" else name, *rest] if name else []
+
+
 def _git() -> dict[str, Any]:
     """Commit of the package's own checkout and whether its sources differ from it; empty when it is not in one."""
     package = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
-        found = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
+        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return found.stdout.strip()
 
     try:

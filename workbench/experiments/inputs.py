@@ -1,8 +1,8 @@
 """Make a spec self-contained: files it names become part of it, so that an artifact can be rerun from itself alone.
 
-Samples and needles are inlined as data; a haystack, which may be a book, becomes a text file of its own that is stored
-beside the results. Paths are looked for in the spec file's folder first, then in the current directory. It knows which
-keys of `data:` name files, and nothing of what is in them.
+Samples, pairs and needles are inlined as data; a haystack, which may be a book, becomes a text file of its own that is
+stored beside the results. Paths are looked for in the spec file's folder first, then in the current directory. It knows
+which keys of `data:` name files, and nothing of what is in them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def gather(spec: Spec) -> Inputs:
     data = dict(spec.data)
     if isinstance(data.get("file"), str):
         path = _find(data.pop("file"), spec, "data.file")
-        data["samples"] = list(_rows(path, "samples file"))
+        rows = list(_rows(path, "samples file"))
+        data["pairs" if "clean" in rows[0] else "samples"] = rows
         data.setdefault("name", path.stem)
     if isinstance(data.get("needles"), str):
         data["needles"] = list(_rows(_find(data["needles"], spec, "data.needles"), "needles file"))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
 from workbench.experiments import identity
+from workbench.experiments.inputs import gather
 from workbench.experiments.spec import Spec, build
-from workbench.store import Artifact, Store
+from workbench.store import Artifact, Store, refs
 
 if TYPE_CHECKING:
     from workbench.analyses import Result
@@ -68,21 +69,29 @@ def put(result: Result, name: str, *, store: Store | None = None, force: bool = 
 
     The artifact can be rerun where the data's recipe is one that spec files have and the model can be loaded by name.
     """
-    config = {
+    recipe = result.data.get("recipe", result.data)
+    config: dict[str, Any] = {
         "name": name,
         "analysis": result.analysis,
         "model": {"path": str(result.model.get("name")), "dtype": str(result.model.get("dtype", "auto"))},
-        "data": dict(result.data.get("recipe", result.data)),
+        "data": {key: value for key, value in recipe.items() if not key.endswith("_digest")},
         "params": result.params.model_dump(mode="json"),
         "seed": result.seed,
     }
+    files: dict[str, str] = {}
+    try:
+        spec = build(config)
+        inputs = gather(spec)
+        config, files = {**spec.config(), "data": inputs.data}, inputs.files
+    except InputError:  # made by means no spec file has: kept as described, shown, and refused by `rerun`
+        refs.check_name(name)
     producer = identity.producer(
         device=str(result.model.get("device", "cpu")),
         model={"path": config["model"]["path"], **result.model},
         data=without_recipe(result.data),
         source=None,
     )
-    return commit(result, store or Store(None), config=config, producer=producer, force=force)
+    return commit(result, store or Store(None), config=config, producer=producer, files=files, force=force)
 
 
 def without_recipe(data: Mapping[str, Any]) -> dict[str, Any]:

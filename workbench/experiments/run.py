@@ -80,9 +80,7 @@ def run(
     return outcome.artifact
 
 
-def as_spec(
-    spec: Spec | str | Path | Mapping[str, Any], *, overrides: Iterable[str] | Mapping[str, Any] = ()
-) -> Spec:
+def as_spec(spec: Spec | str | Path | Mapping[str, Any], *, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Spec:
     """Whatever names an experiment, as a validated `Spec`."""
     import json
 
@@ -106,7 +104,7 @@ def execute(
     say = say or _silent
     ready = prepare(spec, device=device)
     if not force:
-        found = store.find(run_key=ready.run_key)
+        found = store.find(spec.name, run_key=ready.run_key) or store.find(run_key=ready.run_key)
         if found is not None:
             return Outcome(found, True, time.perf_counter() - started)
     result = compute(ready, say=say)

@@ -2,7 +2,7 @@
 
 The same `Spec` is the file in `experiments/`, the keyword interface of a notebook, the target of `--set` on the command
 line and the `config` of an artifact's manifest. Everything wrong with one is reported as a single sentence naming the
-source, the dotted key, the value and the nearest right spelling. It never knows how an analysis computes, nor the store.
+source, the dotted key, the value and the nearest right spelling. It never knows how an analysis computes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from workbench import analyses
+from workbench import analyses, tasks
 from workbench.errors import InputError, did_you_mean
 from workbench.experiments.yaml_input import parse_assignment, read_documents
+from workbench.store import refs
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -35,11 +36,15 @@ _EXPLICIT_KEYS = tuple(key for group in DATA_SOURCES[1:] for key in group)
 
 
 class _Refused(InputError):
-    """A value refused by one of our own validators; `key` is relative to the field that was being validated."""
+    """A value refused by one of our own validators.
 
-    def __init__(self, sentence: str, *, key: str = "") -> None:
+    `key` is below the field being validated; `named` says that the sentence names the key already.
+    """
+
+    def __init__(self, sentence: str, *, key: str = "", named: bool = False) -> None:
         super().__init__(sentence)
         self.key = key
+        self.named = named
 
 
 class ModelSpec(BaseModel):
@@ -79,6 +84,14 @@ class Spec(BaseModel):
 
     _source: Path | None = PrivateAttr(default=None)
 
+    @field_validator("name")
+    @classmethod
+    def _storable(cls, value: str) -> str:
+        try:
+            return refs.check_name(value)
+        except InputError as error:
+            raise _Refused(str(error)) from error
+
     @field_validator("analysis")
     @classmethod
     def _registered(cls, value: str) -> str:
@@ -109,8 +122,8 @@ class Spec(BaseModel):
         try:
             return params_type.model_validate(value).model_dump(mode="json")
         except ValidationError as error:
-            sentence, key = _first_problem(error, params_type, value)
-            raise _Refused(sentence, key=key) from error
+            sentence, key = _first_problem(error, params_type, at="params.")
+            raise _Refused(sentence, key=key, named=True) from error
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -146,7 +159,7 @@ def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: I
     try:
         spec = Spec.model_validate(tree)
     except ValidationError as error:
-        sentence, key = _first_problem(error, Spec, tree)
+        sentence, key = _first_problem(error, Spec)
         culprit = next((a for path, a in assigned.items() if key == path or key.startswith(path + ".")), None)
         where = f"--set {culprit}" if culprit else origin
         raise InputError(f"{where}: {sentence}") from error
@@ -234,7 +247,9 @@ def _assign(tree: dict[str, Any], key: str, value: Any, assignment: str) -> None
         if isinstance(node, dict):
             if node.get(step) is None:
                 if way[0] not in ("model", "data", "params"):
-                    raise InputError(f"--set {assignment}: unknown key {way[0]!r}.{did_you_mean(way[0], Spec.model_fields)}")
+                    raise InputError(
+                        f"--set {assignment}: unknown key {way[0]!r}.{did_you_mean(way[0], Spec.model_fields)}"
+                    )
                 node[step] = {}
             node = node[step]
         else:
@@ -268,6 +283,10 @@ def _check_data(data: Mapping[str, Any]) -> None:
     if group == ("task",):
         if not isinstance(data["task"], str):
             raise _Refused(f"is the name of a task, not {_shown(data['task'])}", key="task")
+        if data["task"] not in tasks.names():
+            known = tasks.names()
+            hint = did_you_mean(data["task"], known)
+            raise _Refused(f"there is no task {data['task']!r} (available: {', '.join(known)}).{hint}", key="task")
         return
     for key in group:
         value = data.get(key)
@@ -278,32 +297,30 @@ def _check_data(data: Mapping[str, Any]) -> None:
             raise _Refused(f"is a list with at least one entry, not {_shown(value)}", key=key)
 
 
-def _first_problem(error: ValidationError, owner: type[BaseModel], values: Any) -> tuple[str, str]:
-    """The most telling problem of a failed validation as (sentence without its source, dotted key)."""
+def _first_problem(error: ValidationError, owner: type[BaseModel], *, at: str = "") -> tuple[str, str]:
+    """The most telling problem of a failed validation: a sentence without its source, and the key below `at`."""
     problems = error.errors()
     # A misspelt key explains the missing one beside it, so it goes first.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = [str(step) for step in problem["loc"] if not str(step).startswith("function-")]
+    path = [str(step) for step in problem["loc"]]
     key = ".".join(path)
     refused = problem.get("ctx", {}).get("error")
     if isinstance(refused, _Refused):
-        full = ".".join(part for part in (key, refused.key) if part)
-        message = str(refused)
-        prefix = "" if message.startswith(("unknown key", "lacks")) and refused.key else f"{full}: "
-        return _sentence(prefix + message.replace("<key>", full)), full
+        key = ".".join(part for part in (key, refused.key) if part)
+        return _sentence(str(refused) if refused.named else f"{at}{key}: {refused}"), key
     if problem["type"] == "extra_forbidden":
         holder = _model_at(owner, path[:-1])
-        choices = holder.model_fields if holder is not None else ()
-        known = f" Known keys: {', '.join(choices)}." if not did_you_mean(path[-1], choices) and choices else ""
-        return f"unknown key {key!r}.{did_you_mean(path[-1], choices)}{known}", key
+        choices = list(holder.model_fields) if holder is not None else []
+        hint = did_you_mean(path[-1], choices) or (f" Known keys: {', '.join(choices)}." if choices else "")
+        return f"unknown key {at + key!r}.{hint}", key
     if problem["type"] == "missing":
-        return _sentence(f"lacks the key {key!r}"), key
+        return f"lacks the key {at + key!r}.", key
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
     value = problem["input"]
     hint = ""
     if problem["type"] in ("literal_error", "enum") and isinstance(value, str):
         hint = did_you_mean(value, re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", ""))))
-    return _sentence(f"{key} = {_shown(value)}: {message}") + hint, key
+    return _sentence(f"{at}{key} = {_shown(value)}: {message}") + hint, key
 
 
 def _model_at(owner: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:

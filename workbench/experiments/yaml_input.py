@@ -83,7 +83,7 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
 
 def _parse(text: str, origin: str) -> list[Any]:
     try:
-        return list(yaml.load_all(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+        return list(yaml.load_all(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark is not None else ""
@@ -108,4 +108,6 @@ def _check_plain(document: Any, origin: str) -> None:
         elif isinstance(node, list):
             queue.extend(node)
         elif node is not None and not isinstance(node, (str, int, float, bool)):
-            raise InputError(f"{origin}: the value {node} is a {type(node).__name__}; put it in quotes to make it text.")
+            raise InputError(
+                f"{origin}: the value {node} is a {type(node).__name__}; put it in quotes to make it text."
+            )

@@ -1,9 +1,9 @@
 """Writing tables as files people use: CSV, Parquet, Markdown, LaTeX, HTML and JSON, with where they came from.
 
-`write` takes a `HeadTable`, a pyarrow table, a pandas frame or a mapping of columns. CSV, JSON and Parquet are exact and
-complete; Markdown, LaTeX and HTML are for reading and rounded. Every file appears at once or not at all, and the same
-table gives the same bytes. Pandas is never imported, pyarrow only where a file needs it, so that `workbench export`
-answers at once. It must never know what the numbers mean.
+`write` takes a `HeadTable`, a pyarrow table, a pandas frame or a mapping of columns. CSV, JSON and Parquet are exact
+and complete; Markdown, LaTeX and HTML are for reading and rounded. Every file appears at once or not at all, and the
+same table gives the same bytes. Pandas is never imported, and pyarrow only where a file needs it, so that
+`workbench export` answers at once. It must never know what the numbers mean.
 """
 
 from __future__ import annotations

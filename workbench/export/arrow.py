@@ -60,12 +60,11 @@ def columns_and_meta(table: pa.Table) -> tuple[dict[str, Any], dict[str, Any]]:
     """Numpy columns (nulls in numbers as NaN) and the metadata under the schema key."""
     columns: dict[str, Any] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
+        values = column.to_pylist()  # the column's own to_numpy would import pandas
         if column.type == "string" or column.type == "large_string":
-            columns[name] = np.array(["" if value is None else value for value in column.to_pylist()], dtype=object)
-        elif column.null_count:
-            columns[name] = np.array(column.to_pylist(), dtype=object)
+            columns[name] = np.array(["" if value is None else value for value in values], dtype=object)
         else:
-            columns[name] = column.to_numpy()
+            columns[name] = np.array(values, dtype=object if column.null_count else None)
     return columns, meta(table)
 
 

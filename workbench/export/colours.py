@@ -15,7 +15,8 @@ Scale = Literal["auto", "sequential", "diverging"]
 SEQUENTIAL = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 DIVERGING = ("#053061", "#2166ac", "#4393c3", "#92c5de", "#f7f7f7", "#f4a582", "#d6604d", "#b2182b", "#67001f")
 UNDEFINED = "#d3d3d3"
-HATCH = "#8c8c8c"
+HATCH = "#6b6b6b"
+LINE = "#e4e7eb"  # between cells
 
 # A table counts as signed when its lowest value is below this share of its largest magnitude: learned gates that end a
 # hair under zero are not signed effects.

@@ -24,8 +24,8 @@ _NOT_APPLICABLE = ("head", "kv_group")  # -1 means "no such thing"
 class Frame:
     """Columns of Python values (None: undefined), the kind of each column, and metadata.
 
-    `heads` is the `HeadTable` the frame shows, when it shows one. `raw` is the pyarrow table it came from, when it came
-    from one unchanged, so that Parquet keeps the exact types.
+    `heads` is the whole `HeadTable` of which the frame shows all or some rows, if it does. `raw` is the pyarrow table
+    it came from, when it came from one unchanged, so that Parquet keeps the exact types.
     """
 
     columns: dict[str, list[Any]]
@@ -53,7 +53,7 @@ class Frame:
         from workbench.tables import HeadTable
 
         if isinstance(table, HeadTable):
-            frame = _of_heads(table.top(top) if top is not None else table)
+            frame = _of_heads(table.top(top) if top is not None else table, whole=table)
         else:
             if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
                 raise InputError(f"top={top!r} is unusable; give a whole number of rows from 1 up.")
@@ -65,7 +65,7 @@ class Frame:
         return frame if columns is None else _only(frame, columns)
 
 
-def _of_heads(table: Any) -> Frame:
+def _of_heads(table: Any, *, whole: Any) -> Frame:
     columns, kinds = {}, {}
     for name, values in table.columns.items():
         columns[name], kinds[name] = _plain(values)
@@ -73,7 +73,7 @@ def _of_heads(table: Any) -> Frame:
             columns[name] = [None if value is None else int(value) for value in columns[name]]
             kinds[name] = INT
     meta = dict(table.meta) if table.complete else {**table.meta, "shape": list(table.shape)}
-    return Frame(columns, kinds, meta, heads=table)
+    return Frame(columns, kinds, meta, heads=whole)
 
 
 def _of_arrow(table: Any, top: int | None) -> Frame:

@@ -28,10 +28,12 @@ _STYLE = (
 
 def page(frame: Frame) -> str:
     """A whole page: what the table is, its heatmap when it holds heads, and its rows."""
+    # "shape" is there for programs that read the file, and empty entries say nothing.
+    said = {key: value for key, value in frame.meta.items() if value not in ("", None) and key != "shape"}
     title = (
         " · ".join(str(frame.meta[key]) for key in ("analysis", "metric", "model") if frame.meta.get(key)) or "Table"
     )
-    about = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(_said(value))}</dd>" for key, value in frame.meta.items())
+    about = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(_said(value))}</dd>" for key, value in said.items())
     picture = heatmap(frame.heads) if frame.heads is not None and len(frame.heads) else ""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -76,6 +78,7 @@ def heatmap(table: Any, column: str = "score") -> str:
     status = table.matrix("status")
     n_layers, n_heads = grid.shape
     cell = int(np.clip(480 // max(n_heads, 1), 6, 20))
+    side = cell - 0.75  # the background shows as a line between cells
     left, top = 34, 18
     low, high, stops = colours.scale(grid)
     letter = "G" if table.row_kind == "kv_group" else "H"
@@ -87,14 +90,14 @@ def heatmap(table: Any, column: str = "score") -> str:
             if math.isnan(value):
                 said = status[layer, head] or "no row"
                 parts.append(
-                    f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{colours.UNDEFINED}">'
+                    f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{colours.UNDEFINED}">'
                     f"<title>{escape(name + said)}</title></rect>"
                     f'<path d="M{x} {y + cell}L{x + cell} {y}" stroke="{colours.HATCH}" stroke-width="1"/>'
                 )
             else:
                 colour = colours.colour(value, low, high, stops)
                 parts.append(
-                    f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{colour}">'
+                    f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{colour}">'
                     f"<title>{escape(name + rounded(float(value), FLOAT))}</title></rect>"
                 )
     labels = [
@@ -110,7 +113,9 @@ def heatmap(table: Any, column: str = "score") -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(caption)}" font-family="sans-serif" font-size="9" fill="#57606a">'
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>{"".join(parts)}{"".join(labels)}'
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
+        f'<rect x="{left}" y="{top}" width="{n_heads * cell}" height="{n_layers * cell}" fill="{colours.LINE}"/>'
+        f"{''.join(parts)}{''.join(labels)}"
         f'<text x="{left}" y="{height - 6}">{escape(caption)}</text></svg>'
     )
 

@@ -29,7 +29,8 @@ def parquet(path: str | Path) -> Read:
 
     content = files.read(path)
     try:
-        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        # Not pq.read_table, which imports pandas.
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{str(path)!r} is no readable Parquet file ({str(error).splitlines()[0]}).") from error
     return arrow.columns_and_meta(table)

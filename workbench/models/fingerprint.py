@@ -3,11 +3,11 @@
     fingerprint = sha256( for each stored tensor, by name: header(name, dtype, shape, n_bytes), bytes ; tokenizer )
 
 Names, dtypes and bytes are those of the safetensors files, read without torch by mapping them into memory, so one file
-and its sharded copy agree, and a copy at another path does. For a Hugging Face model in memory the same is computed from
-its state dict without the names that are tied to another (which `save_pretrained` does not store either): equal to the
-directory's when the checkpoint was written by `save_pretrained` and loaded at its own dtype. For a bridge that already
-exists only the bridge's own names can be had (a different name space, hence a different fingerprint).
-Taken before a bridge is built: building one renames the tensors. It never knows what the model is for.
+and its sharded copy agree, and a copy at another path does. For a Hugging Face model in memory the same is computed
+from its state dict without the names that are tied to another (which `save_pretrained` does not store either): equal to
+the directory's when the checkpoint was written by `save_pretrained` and loaded at its own dtype. For a bridge that
+already exists only the bridge's own names can be had (a different name space, hence a different fingerprint). Taken
+before a bridge is built: building one renames the tensors. It never knows what the model is for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from workbench.errors import InputError
 from workbench.models.source import TOKENIZER_FILES, read_json, weight_files
@@ -128,21 +128,38 @@ def read_header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 def _in_memory(module: nn.Module) -> Iterator[Entry]:
-    """Entries of a state dict by name, without names tied to another; one tensor is copied from its device at a time."""
+    """Entries of a state dict, under the names `save_pretrained` would store; tensors leave their device one by one."""
+    state = _as_stored(module, _untied(module))
+    for name in sorted(state):
+        tensor = state[name]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        yield name, _DTYPES.get(dtype, dtype), tuple(tensor.shape), _bytes(tensor)
+
+
+def _untied(module: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict without names tied to another."""
     state = module.state_dict()
     tied = set(getattr(module, "all_tied_weights_keys", None) or ())
-    names: list[str] = []
+    kept: dict[str, torch.Tensor] = {}
     seen: set[tuple[Any, ...]] = set()
     for name in sorted(state, key=lambda name: (name in tied, name)):  # a tied name only if nothing else holds it
         tensor = state[name]
         key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
         if tensor.numel() == 0 or key not in seen:
             seen.add(key)
-            names.append(name)
-    for name in sorted(names):
-        tensor = state[name]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        yield name, _DTYPES.get(dtype, dtype), tuple(tensor.shape), _bytes(tensor)
+            kept[name] = tensor
+    return kept
+
+
+def _as_stored(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Undo the renaming and merging transformers does on loading (GPT-NeoX's embed_out, experts in one tensor)."""
+    if not hasattr(module, "save_pretrained"):
+        return state
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # a version that stores what it holds
+        return state
+    return dict(revert_weight_conversion(cast("Any", module), state))
 
 
 def _bytes(tensor: torch.Tensor) -> Any:

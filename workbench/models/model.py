@@ -99,7 +99,7 @@ class Model:
     @property
     def config_digest(self) -> str:
         """Hash of the configuration's own fields: what the fingerprint leaves out (window, rotary base, activation)."""
-        config = getattr(self.bridge.original_model, "config", None)
+        config: Any = getattr(self.bridge.original_model, "config", None)
         record = config.to_dict() if hasattr(config, "to_dict") else self.bridge.cfg.to_dict()
         kept = {key: value for key, value in record.items() if key not in _NOT_THE_MODEL}
         text = json.dumps(kept, sort_keys=True, default=str)
@@ -122,8 +122,8 @@ class Model:
         why = [note for note in self.capabilities.notes if note.split(":")[0] in (*lacking, "all")]
         reason = " ".join(why) or f"it was measured not to hold that {MEANING[lacking[0]]}."
         raise CapabilityError(
-            f"Model {self.name!r} lacks {', '.join(lacking)} ({reason.rstrip('.')}); use an analysis that does not need "
-            f"it, or another model (`workbench probe MODEL` lists what a model has)."
+            f"Model {self.name!r} lacks {', '.join(lacking)} ({reason.rstrip('.')}); use an analysis that does not "
+            "need it, or another model (`workbench probe MODEL` lists what a model has)."
         )
 
     def describe(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Remember what the probe measured, so that loading a known checkpoint does not measure it again.
 
-One small JSON file per (fingerprint, configuration, dtype, versions) under `$WORKBENCH_CACHE`, by default
+One small JSON file per (fingerprint, configuration, dtype, device type, versions) under `$WORKBENCH_CACHE`, by default
 ~/.cache/workbench. A file that cannot be read or written is as good as absent. It never knows what is measured.
 """
 
@@ -32,7 +32,8 @@ def cached_probe(model: Model) -> Capabilities:
     from workbench.models.probe import probe
 
     found = probe(model)
-    _write(file, json.dumps(found.to_dict(), indent=1))
+    if not any(note.startswith("all:") for note in found.notes):  # a probe that could not run may run next time
+        _write(file, json.dumps(found.to_dict(), indent=1))
     return found
 
 
@@ -44,13 +45,20 @@ def cache_file(model: Model) -> Path:
             model.fingerprint,
             model.config_digest,
             str(model.dtype),
+            model.device.type,
             model.basis,
             *(_version(package) for package in ("workbench", "transformer-lens", "transformers", "torch")),
         ]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    root = os.environ.get("WORKBENCH_CACHE") or "~/.cache/workbench"
-    return Path(root).expanduser() / "capabilities" / f"{name}.json"
+    return _root() / "capabilities" / f"{name}.json"
+
+
+def _root() -> Path:
+    try:
+        return Path(os.environ.get("WORKBENCH_CACHE") or "~/.cache/workbench").expanduser()
+    except RuntimeError:  # a user without a home directory
+        return Path(tempfile.gettempdir()) / "workbench-cache"
 
 
 def _version(package: str) -> str:
@@ -66,6 +74,6 @@ def _write(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8") as handle:
             handle.write(text)
-        os.replace(handle.name, file)
+        Path(handle.name).replace(file)
     except OSError:
         return

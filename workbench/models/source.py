@@ -44,6 +44,8 @@ class Source:
 def resolve(source: str | os.PathLike[str], *, revision: str | None = None, remote_code: bool = False) -> Source:
     """Directory for `organism:NAME`, a local path or a hub name; InputError when there is none."""
     name = os.fspath(source)
+    if not name.strip():
+        raise InputError("The model's name is empty; give a directory, a hub name or 'organism:NAME'.")
     if name.startswith(ORGANISM):
         return _organism(name)
     path = Path(name).expanduser()
@@ -51,7 +53,7 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None, remo
         if not path.is_dir():
             raise InputError(f"{name!r} is a file; pass the model directory that holds its config.json and weights.")
         return Source(name, path)
-    if not name or name[0] in ".~" or path.is_absolute() or name.count("/") > 1 or name.endswith(("/", os.sep)):
+    if _looks_like_a_path(name, path):
         raise InputError(f"No model directory {name!r}.{_siblings(path)} Give an existing directory or a hub name.")
     if not _HUB_NAME.fullmatch(name):
         raise InputError(
@@ -59,6 +61,13 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None, remo
             "(`workbench models` lists organisms)."
         )
     return _hub(name, revision, remote_code)
+
+
+def _looks_like_a_path(name: str, path: Path) -> bool:
+    """Not a hub name: `models/mine` is one as well, unless a directory `models` is here."""
+    if name[0] in ".~" or path.is_absolute() or name.endswith(("/", os.sep)):
+        return True
+    return len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())
 
 
 def _organism(name: str) -> Source:
@@ -74,13 +83,18 @@ def _organism(name: str) -> Source:
     return Source(name, Path(organisms.path(wanted)), organism=wanted)
 
 
-def _siblings(path: Path) -> str:
+def _siblings(path: Path, *, models_only: bool = False) -> str:
     """Did-you-mean among what is beside a path that does not exist."""
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent:
         path, parent = parent, parent.parent
-    beside = [entry.name for entry in parent.iterdir() if entry.is_dir()] if os.access(parent, os.R_OK) else []
-    return did_you_mean(path.name, beside)
+    try:
+        beside = [entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:  # not readable: no suggestion
+        return ""
+    if models_only:
+        beside = [entry for entry in beside if (entry / "config.json").exists()]
+    return did_you_mean(path.name, [entry.name for entry in beside])
 
 
 def _hub(name: str, revision: str | None, remote_code: bool) -> Source:
@@ -98,10 +112,17 @@ def _hub(name: str, revision: str | None, remote_code: bool) -> Source:
     why = "offline mode is on (HF_HUB_OFFLINE=1)"
     if not constants.HF_HUB_OFFLINE:
         try:
-            commit = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS).sha
+            info = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+            if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
+                raise InputError(
+                    f"The hub model {name!r}{at} has no safetensors weights, and pickled ones can run code when "
+                    "opened; convert it once with model.save_pretrained(dir) and load that directory."
+                )
             patterns = [*_HUB_FILES, "*.py"] if remote_code else _HUB_FILES
-            folder = snapshot_download(name, revision=commit, allow_patterns=patterns)
-            return Source(name, Path(folder), revision=commit)
+            folder = snapshot_download(
+                name, revision=info.sha, allow_patterns=patterns, ignore_patterns=["consolidated*", "*/*"]
+            )
+            return Source(name, Path(folder), revision=info.sha)
         except GatedRepoError:
             raise InputError(
                 f"The hub model {name!r} is gated; accept its terms on its page and log in with `hf auth login`."
@@ -112,11 +133,13 @@ def _hub(name: str, revision: str | None, remote_code: bool) -> Source:
             ) from None
         except (RepositoryNotFoundError, HFValidationError):
             raise InputError(
-                f"No model {name!r}: not a directory here, and the hub has none of that name that you may read; check "
-                "the spelling, or give a local directory."
+                f"No model {name!r}: not a directory here, and the hub has none of that name that you may read."
+                f"{_siblings(Path(name), models_only=True)} Check the spelling, or give a local directory."
             ) from None
         except (OSError, HfHubHTTPError) as error:
             why = f"the hub cannot be reached ({type(error).__name__})"
+        except InputError:
+            raise
         except Exception as error:  # a connection error of whichever HTTP library the hub client uses
             if not type(error).__module__.startswith(("http", "requests", "urllib3")):  # httpx, httpx2, httpcore
                 raise
@@ -125,8 +148,9 @@ def _hub(name: str, revision: str | None, remote_code: bool) -> Source:
     if cached is not None:
         return Source(name, cached, revision=cached.name)
     raise InputError(
-        f"No model {name!r}{at}: there is no such directory and no complete copy in the hub cache, and {why}; check the "
-        "spelling, give a local directory or 'organism:NAME', or try again with a network."
+        f"No model {name!r}{at}: there is no such directory and no complete copy in the hub cache, and {why}."
+        f"{_siblings(Path(name), models_only=True)} Give a local directory or 'organism:NAME', or try again with a "
+        "network."
     )
 
 

@@ -36,7 +36,7 @@ def encode(model_or_tokenizer: Any, text: str) -> Encoded:
     A text that already begins with the BOS token's own string keeps that one. Nothing is truncated.
     """
     # a Model holds a tokenizer; a tokenizer holds none
-    tokenizer = getattr(model_or_tokenizer, "tokenizer", model_or_tokenizer)
+    tokenizer: Any = getattr(model_or_tokenizer, "tokenizer", model_or_tokenizer)
     if not callable(tokenizer):
         raise InputError(
             f"{getattr(model_or_tokenizer, 'name', model_or_tokenizer)!r} has no tokenizer, so text cannot become "
@@ -49,7 +49,7 @@ def encode(model_or_tokenizer: Any, text: str) -> Encoded:
             f"The tokenizer {type(tokenizer).__name__} cannot report character offsets; convert it to the fast format "
             "(a tokenizer.json) and load that."
         )
-    batch = tokenizer(
+    batch: Any = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
     )
     ids = [int(i) for i in batch["input_ids"]]

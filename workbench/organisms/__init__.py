@@ -28,7 +28,8 @@ def path(name: str) -> Path:
     """
     bare = name.removeprefix("organism:")
     if bare not in names():
-        raise InputError(f"There is no organism {bare!r}.{did_you_mean(bare, names())} Available: {', '.join(names())}.")
+        hint = did_you_mean(bare, names())
+        raise InputError(f"There is no organism {bare!r}.{hint} Available: {', '.join(names())}.")
     return _DATA / bare
 
 

@@ -53,7 +53,7 @@ def heads(
     tall = int(np.clip(760 // max(table.n_layers, 1), 9, 34))
     cell = min(cell, tall)
     fig.update_layout(
-        title=_title(table) if title is None else title,
+        title=theme.name_of(table.meta) if title is None else title,
         width=max(460, 190 + cell * table.n_heads),
         height=max(300, 130 + cell * table.n_layers),
     )
@@ -126,7 +126,8 @@ def _heatmap(
     # An infinite score has no place on a scale and JSON no word for it: it takes the end's colour, and its own hover.
     drawn = np.clip(values, low, high)
     gap = 1 if max(values.shape, default=0) <= 40 else 0.5
-    fig = go.Figure(layout={"template": theme.template()})
+    # The gaps show the background: a line between cells, so that cells near white keep their outline.
+    fig = go.Figure(layout={"template": theme.template(), "plot_bgcolor": theme.GRID})
     fig.add_trace(
         go.Heatmap(
             z=_json_grid(drawn),
@@ -176,8 +177,8 @@ def _hatch(fig: go.Figure, undefined: np.ndarray, x: list[Any], y: list[Any], ho
             mode="markers",
             marker={
                 "symbol": "line-ne-open",
-                "size": int(np.clip(300 // max(undefined.shape), 5, 16)),
-                "line": {"width": 1.2, "color": colours.HATCH},
+                "size": int(np.clip(420 // max(undefined.shape), 6, 22)),
+                "line": {"width": 1.5, "color": colours.HATCH},
                 "color": colours.HATCH,
             },
             hoverinfo="skip",
@@ -204,15 +205,9 @@ def _head_hover(table: HeadTable, column: str) -> np.ndarray:
             if not np.isnan(value[name]):
                 upper = f" to {_number(value['ci_high'])}" if name == "ci_low" else ""
                 lines.append(f"{label} {_number(value[name])}{upper}")
-        if value["status"] != "ok":
-            lines.append(f"undefined: {escape(str(value['status']))}")
+        lines.append(f"status: {escape(str(value['status']))}")
         texts[value["layer"], index[row]] = "<br>".join(lines)
     return texts
-
-
-def _title(table: HeadTable) -> str:
-    words = [table.meta["analysis"], table.meta["model"]]
-    return escape(" · ".join(word for word in words if word))
 
 
 def _number(value: float) -> str:

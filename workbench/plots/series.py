@@ -6,6 +6,7 @@ know an analysis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def bars(table: HeadTable, k: int = 20, *, title: str | None = None) -> go.Figur
             x=_plain(score),
             y=names,
             orientation="h",
-            marker={"color": theme.LINES[0]},
+            marker={"color": theme.LINES[5]},
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -73,16 +74,16 @@ def bars(table: HeadTable, k: int = 20, *, title: str | None = None) -> go.Figur
             )
         )
     unit = f" ({escape(table.meta['unit'])})" if table.meta["unit"] else ""
-    named = escape(" · ".join(word for word in (table.meta["analysis"], table.meta["model"]) if word))
+    named = theme.name_of(table.meta)
     fig.update_layout(
-        title=f"{named}: best {len(best)}" if title is None else title,
+        title=f"{named} · best {len(best)}" if title is None else title,
         width=640,
         height=max(260, 120 + 24 * len(best)),
         showlegend=bool((~np.isnan(null)).any()),
         bargap=0.25,
     )
     fig.update_xaxes(title=f"{escape(table.meta['metric'])}{unit}")
-    fig.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    fig.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1, automargin=True)
     return fig
 
 
@@ -91,25 +92,35 @@ def curves(
     *,
     x: str = "k",
     y: str = "recall",
-    group: str = "condition",
+    group: str | Sequence[str] = "group",
     low: str = "ci_low",
     high: str = "ci_high",
+    stderr: str = "stderr",
     title: str | None = None,
     seed: int = 0,
 ) -> go.Figure:
-    """One line per condition with its interval as a band: what masking k heads does, found heads against random ones.
+    """One line per group with its 95% interval as a band: what masking k heads does, found heads against random ones.
 
-    A table with `low` and `high` columns is drawn as it is, one row per point. Without them, rows that share condition
-    and x are averaged, and the band is their 95% bootstrap interval.
+    A table with `low` and `high` columns, or with `stderr` (1.96 of them either way), is drawn as it is, one row per
+    point. Without them, rows that share group and x are averaged, and the band is a bootstrap interval over them.
+
+    Args:
+        group: the column that tells the lines apart, or several whose words are joined.
     """
     import plotly.graph_objects as go
 
-    table = columns.take(data, x, y, group, optional=(low, high))
+    by = (group,) if isinstance(group, str) else tuple(group)
+    table = columns.take(data, x, y, *by, optional=(low, high, stderr))
     fig = go.Figure(layout={"template": theme.template()})
-    names = list(dict.fromkeys(str(name) for name in table[group]))
     across, values = columns.numbers(x, table[x]), columns.numbers(y, table[y])
-    labels = np.array([str(name) for name in table[group]], dtype=object)
-    edges = (columns.numbers(low, table[low]), columns.numbers(high, table[high])) if low in table else None
+    labels = np.array([" ".join(map(str, words)) for words in zip(*(table[name] for name in by), strict=True)])
+    names = list(dict.fromkeys(labels.tolist()))
+    edges = None
+    if low in table and high in table:
+        edges = columns.numbers(low, table[low]), columns.numbers(high, table[high])
+    elif stderr in table:
+        half = 1.96 * columns.numbers(stderr, table[stderr])
+        edges = values - half, values + half
     for at, name in enumerate(names):
         mine = (labels == name) & ~np.isnan(across)
         if edges is not None:
@@ -130,7 +141,7 @@ def _given(name: str, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.nd
     order = np.argsort(x, kind="stable")
     if len(np.unique(x)) != len(x):
         raise InputError(
-            f"Condition {name!r} has several rows for one point, and each with an interval; give one row per point, "
+            f"Group {name!r} has several rows for one point, and each with an interval; give one row per point, "
             "or leave the interval columns out to have them averaged."
         )
     return x[order], y[order], low[order], high[order], np.full(len(x), np.nan)
@@ -166,6 +177,7 @@ def _line(
             go.Scatter(
                 x=_plain(np.concatenate([x[band], x[band][::-1]])),
                 y=_plain(np.concatenate([high[band], low[band][::-1]])),
+                mode="lines",
                 fill="toself",
                 fillcolor=theme.faded(colour, 0.18),
                 line={"width": 0},

@@ -6,7 +6,9 @@ Okabe-Ito colours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 from workbench.export.colours import rgb
 
@@ -49,3 +51,9 @@ def faded(colour_hex: str, alpha: float) -> str:
     """`#rrggbb` with opacity, as plotly takes it for bands."""
     red, green, blue = rgb(colour_hex)
     return f"rgba({red},{green},{blue},{alpha:g})"
+
+
+def name_of(meta: Mapping[str, Any]) -> str:
+    """What a head table is, for a title; escaped, because plotly reads tags in titles."""
+    words = (meta["metric"] if meta["analysis"] == "unknown" else meta["analysis"], meta["model"])
+    return escape(" · ".join(word for word in words if word))

@@ -116,18 +116,19 @@ class _Guard:
 
     def __call__(self, activation: Tensor, hook: Any) -> Tensor | None:
         self.log.fired[self.name] += 1
-        # inference tensors count no versions: a copy is the only protection there
-        given = activation.clone() if self.copy or activation.is_inference() else activation
+        # inference tensors count no versions, so whether one was written cannot be told: they are always copied
+        private = self.copy or activation.is_inference()
+        given = activation.clone() if private else activation
         version = None if given.is_inference() else given._version
         result = self.fn(given, hook)
         wrote = version is None or given._version != version
-        if given is activation and wrote:
+        if wrote and not private:
             raise InputError(
                 f"The function on hook {self.name!r} wrote in place into an activation it does not own; "
                 f"return a new tensor, or install it with copy=True."
             )
         if result is None:
-            return given if self.copy and wrote else None
+            return given if wrote else None
         self._check(result, activation)
         return result
 

@@ -182,6 +182,7 @@ def _uniform_hooks(model: Model, layer: int, plans: list[_Plan]) -> list[Hook]:
     # q = 0 makes every score equal, also after rotary embedding; native bridges and GPT-J, OPT, ... need this route,
     # and the pattern they report tells whether it was exact
     flat = _ZeroQuery(model, layer, plans)
+    flat.check()
     return [(f"{attn}.hook_q", flat.edit), (f"{attn}.hook_pattern", flat.verify)]
 
 
@@ -226,6 +227,14 @@ class _ZeroQuery:
 
     def __init__(self, model: Model, layer: int, plans: list[_Plan]):
         self.model, self.layer, self.plans = model, layer, plans
+
+    def check(self) -> None:
+        """Refuse a norm after hook_q: over all heads at once (OLMo-2), one head's zero would change the others."""
+        attn = self.model.bridge.blocks[self.layer].attn
+        children = {name for part in (attn, attn.original_component) for name, _ in part.named_children()}
+        norms = sorted(name for name in children if "norm" in name and not name.startswith(("k_", "hook_")))
+        if norms:
+            self._refuse(f"its queries pass through {norms[0]} after hook_q")
 
     def edit(self, q: Float[Tensor, "batch pos head d_head"], _: Any) -> Tensor | None:
         if q.ndim != 4 or q.shape[2] != self.model.n_heads:
@@ -278,9 +287,9 @@ def _check(model: Model, intervention: Intervention) -> None:
             model.require("pattern_edit_is_causal")
         return
     model.require("head_ablation_ok")
-    source = intervention.source
-    for layer in intervention.layers if source is not None else ():
-        _check_source(model, intervention, layer, source[layer])
+    if intervention.source is not None:
+        for layer in intervention.layers:
+            _check_source(model, intervention, layer, intervention.source[layer])
 
 
 def _check_source(model: Model, intervention: Intervention, layer: int, values: Tensor) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ALWAYS_HASH_BELOW = 8 * 1024 * 1024
 Decoded = TypeVar("Decoded")
+Data = bytes  # inside the classes below, `bytes` is a method
+Source = Path | Data
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Artifact:
         """The JSON value of ``name`` (``"summary"`` or ``"summary.json"``)."""
         return self._load(name, payloads.JSON, lambda source: payloads.read_json(_bytes(source)), verify)
 
-    def bytes(self, name: str, *, verify: bool = False) -> bytes:
+    def bytes(self, name: str, *, verify: bool = False) -> Data:
         """The bytes of the file ``name``."""
         return self._load(name, "", _bytes, verify)
 
@@ -105,13 +107,13 @@ class Artifact:
         """The text of the file ``name``."""
         return self._load(name, "", lambda source: _bytes(source).decode(), verify)
 
-    def _load(self, name: str, suffix: str, decode: Callable[[Path | bytes], Decoded], verify: bool) -> Decoded:
+    def _load(self, name: str, suffix: str, decode: Callable[[Source], Decoded], verify: bool) -> Decoded:
         path, entry = self._locate(_with_suffix(name, suffix))
         try:
             if entry["size"] < ALWAYS_HASH_BELOW:
                 data = disk.read(path)  # hashed and decoded from one reading
                 sound = len(data) == entry["size"] and hashlib.sha256(data).hexdigest() == entry["sha256"]
-                source: Path | bytes = data
+                source: Source = data
             else:
                 sound = path.lstat().st_size == entry["size"] and not (verify and disk.sha256(path) != entry["sha256"])
                 source = path
@@ -122,17 +124,22 @@ class Artifact:
         try:
             return decode(source)
         except (payloads.Unreadable, UnicodeDecodeError) as error:
-            if suffix and not path.name.endswith(suffix):
-                raise InputError(f"{path.name} of {self.ref} is no {suffix} file; read it with bytes().") from None
+            if isinstance(source, Data):  # it is what was committed, and that is something else
+                wanted = suffix or "text"
+                raise InputError(f"{path.name} of {self.ref} does not hold {wanted}; read it with bytes().") from None
             raise self._corrupt(path, f"does not decode ({error})") from error
 
     def _locate(self, name: str) -> tuple[Path, dict[str, Any]]:
         if self.removed:
-            raise NotFound(f"{self.ref} was removed at {self.removed['at']} ({self.removed['why']}); rerun it to have it.")
+            raise NotFound(
+                f"{self.ref} was removed at {self.removed['at']} ({self.removed['why']}); rerun it to have it."
+            )
         entry = self.manifest["files"].get(name)
         if entry is None:
             held = sorted(self.manifest["files"])
-            raise NotFound(f"{self.ref} has no file {name!r}.{did_you_mean(name, held)} It has {', '.join(held) or 'none'}.")
+            raise NotFound(
+                f"{self.ref} has no file {name!r}.{did_you_mean(name, held)} It has {', '.join(held) or 'none'}."
+            )
         path = self.folder / name
         if not disk.is_file(path):
             raise self._corrupt(path, "is missing or is not a plain file")
@@ -180,7 +187,7 @@ class Stage:
         """Add a text file under its full name, such as ``map.html``."""
         self.bytes(name, value.encode())
 
-    def bytes(self, name: str, data: bytes) -> None:
+    def bytes(self, name: str, data: Data) -> None:
         """Add a file under its full name."""
         with self._adding(name) as path:
             disk.write_new(path, data, durable=False)
@@ -208,11 +215,11 @@ class Stage:
     def check(self) -> list[str]:
         """The payloads to commit; refuses promised files that were not written and strays that were."""
         with disk.explained(self._root):
-            present = {entry.name for entry in self._folder.iterdir()}
+            present = {entry.name: disk.is_file(entry) for entry in self._folder.iterdir()}
         for name in self._names:
-            if not disk.is_file(self._folder / name):
+            if not present.get(name):
                 raise StoreError(f"{name!r} was promised by path() but is not a plain file; write it inside the block.")
-        strays = sorted(present - set(self._names))
+        strays = sorted(set(present) - set(self._names))
         if strays:
             raise StoreError(f"{strays[0]!r} lies in the staging folder but was not added; use path({strays[0]!r}).")
         return list(self._names)
@@ -226,5 +233,5 @@ def _with_suffix(name: str, suffix: str) -> str:
     return name if not isinstance(name, str) or name.endswith(suffix) else name + suffix
 
 
-def _bytes(source: Path | bytes) -> bytes:
+def _bytes(source: Source) -> Data:
     return source if isinstance(source, bytes) else disk.read(source)

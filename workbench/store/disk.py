@@ -111,12 +111,12 @@ def make_dirs(path: Path, root: Path, *, durable: bool) -> None:
 
 def discard(path: Path) -> None:
     """Remove a private file or folder if possible; what is left is found by gc."""
-    if is_dir(path):
-        import shutil  # 8 ms that a listing need not pay
+    with suppress(OSError):
+        if is_dir(path):
+            import shutil  # 8 ms that a listing need not pay
 
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()
 
 

@@ -9,32 +9,17 @@ that equal bytes are stored once. Standard library only; this module must never 
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from workbench.errors import CorruptArtifact, StoreError
-from workbench.store import disk, manifest, refs
+from workbench.store import disk, layout, manifest, refs
 
 SHARE_FROM = 64 * 1024  # smaller payloads are not worth a directory entry each
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
 _LIVE: set[str] = set()  # staging folders this process is writing to, so that gc leaves them alone at any age
-
-README = """\
-# Artifact store
-
-Results of experiments, one folder per version: `NAME/v1/`, `NAME/v2/`, ... Each holds ordinary files and a
-MANIFEST.json that says what was run, from what, by which code, and the sha256 of every file.
-
-    import pandas; pandas.read_parquet("NAME/v1/heads.parquet")
-    from safetensors.numpy import load_file; load_file("NAME/v1/arrays.safetensors")
-
-`NAME/tags/paper` is a text file that holds the version it points to. Versions never change: do not edit, move or
-delete them by hand (`workbench fsck` would tell). `.store/` is housekeeping; nothing in it is a result.
-The format is described in docs/store-format.md of the workbench.
-"""
 
 
 class Tree:
@@ -44,73 +29,19 @@ class Tree:
         self.root = root
         self.durable = durable
         self.inner = root / ".store"
-        self._check_format()
-
-    # -- the store itself ------------------------------------------------------------------------------------------
-
-    def _check_format(self) -> None:
-        path = self.root / "STORE.json"
-        try:
-            found = json.loads(disk.read(path))["format"]
-        except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            raise StoreError(f"The store path {str(self.root)!r} is a file; name a folder.") from None
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk.") from error
-        except (ValueError, KeyError, TypeError):
-            raise CorruptArtifact(
-                f"{path} is damaged: delete it (it holds nothing unique, the next commit writes it anew), then run "
-                "`workbench fsck`."
-            ) from None
-        if found != manifest.FORMAT:
-            raise StoreError(f"{path} says format {found!r}; this workbench reads {manifest.FORMAT}: install a newer one.")
+        layout.check_format(root)
 
     def create(self) -> None:
         """Create whatever is absent of the store's own folders and files; safe to race and to repeat."""
-        if disk.is_file(self.root / "STORE.json") and disk.is_dir(self.staging):
-            return
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise StoreError(f"The store path {str(self.root)!r} is a file; name a folder.") from None
-        for folder in (self.inner, self.staging, self.objects):
-            disk.make_dirs(folder, self.root, durable=self.durable)
-        if not (self.root / "README.md").exists():
-            self._place(self.root / "README.md", README.encode())
-        if not (self.root / "STORE.json").exists():
-            store = {"format": manifest.FORMAT, "hash": "sha256", "probe": self._probe()}
-            self._place(self.root / "STORE.json", manifest.to_json(store))
+        layout.create(self)
 
-    def _probe(self) -> dict[str, bool]:
-        """Try what the promises need on this file system; refuse one that lets a commit overwrite another."""
-        mine, taken = self.new_staging(), self.new_staging()
-        try:
-            disk.write_new(taken / "file", b"x", durable=False)
-            try:
-                os.link(taken / "file", mine / "link")
-                hardlink = True
-            except OSError:
-                hardlink = False
-            with suppress(OSError):
-                mine.rename(taken)
-                raise StoreError(
-                    f"The file system of {str(self.root)!r} lets a folder replace another, so two writers could "
-                    "overwrite each other; choose a local disk with WORKBENCH_STORE."
-                )
-            return {"hardlink": hardlink, "dir_rename_excl": True}
-        finally:
-            self.release(mine)
-            self.release(taken)
-
-    def _place(self, path: Path, data: bytes) -> None:
+    def place(self, path: Path, data: bytes, *, frozen: bool = False) -> None:
         """Make a small file appear whole at ``path``, replacing what is there."""
-        temp = self._scratch()
-        try:
+        with self.private() as temp:
             disk.write_new(temp, data, durable=self.durable)
+            if frozen:
+                disk.freeze(temp, durable=False)
             temp.replace(path)
-        finally:
-            self.release(temp)
         disk.sync_dir(path.parent, durable=self.durable)
 
     @property
@@ -153,7 +84,7 @@ class Tree:
     def folder(self, name: str, version: int) -> Path:
         return self.root / name / f"v{version}"
 
-    def manifest(self, name: str, version: int) -> manifest.Manifest:
+    def page(self, name: str, version: int) -> manifest.Manifest:
         """The checked manifest of a version, a tombstone included; CorruptArtifact when it cannot be trusted."""
         path = self.folder(name, version) / refs.MANIFEST
         try:
@@ -176,28 +107,30 @@ class Tree:
         """Versions from the newest to the oldest; a damaged manifest comes as the error it raised."""
         for version in reversed(self.versions(name)):
             try:
-                yield version, self.manifest(name, version)
+                yield version, self.page(name, version)
             except CorruptArtifact as error:
                 yield version, error
 
     # -- committing ------------------------------------------------------------------------------------------------
 
-    def new_staging(self) -> Path:
-        """A private folder for one writer."""
-        path = self._scratch()
-        path.mkdir()
-        return path
+    @contextmanager
+    def private(self) -> Iterator[Path]:
+        """A path under staging that nobody else will choose; what lies there at the end is removed."""
+        # Host and pid tell gc, and people, whose it was.
+        path = self.staging / f"{os.uname().nodename}-{os.getpid()}-{os.urandom(8).hex()}"
+        _LIVE.add(path.name)
+        try:
+            yield path
+        finally:
+            _LIVE.discard(path.name)
+            disk.discard(path)
 
-    def _scratch(self) -> Path:
-        """A path nobody else will choose; host and pid tell gc (and people) whose it was."""
-        unique = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(8).hex()}"
-        _LIVE.add(unique)
-        return self.staging / unique
-
-    def release(self, staging: Path) -> None:
-        """Forget a staging folder and remove it if it is still there."""
-        disk.discard(staging)
-        _LIVE.discard(staging.name)
+    @contextmanager
+    def private_folder(self) -> Iterator[Path]:
+        """The same with a folder made there."""
+        with self.private() as path:
+            path.mkdir()
+            yield path
 
     def commit(
         self, staging: Path, draft: manifest.Manifest, payloads: list[str], *, force: bool = False
@@ -247,7 +180,7 @@ class Tree:
         except OSError as error:
             # A network file system may do the rename, lose the answer, and report an error for the repeat.
             with suppress(CorruptArtifact):
-                if self.manifest(mine["name"], mine["version"])["commit"] == mine["commit"]:
+                if self.page(mine["name"], mine["version"])["commit"] == mine["commit"]:
                     return True
             if error.errno in _TAKEN:
                 return False
@@ -264,7 +197,9 @@ class Tree:
         """Hash, share and freeze one payload; return its entry in the manifest."""
         size, digest = path.lstat().st_size, disk.sha256(path)
         if size >= SHARE_FROM:
-            with suppress(OSError, StoreError):  # sharing is an economy: without hard links the payload is simply a file
+            with suppress(
+                OSError, StoreError
+            ):  # sharing is an economy: without hard links the payload is simply a file
                 self._share(path, digest)
         disk.freeze(path, durable=self.durable)
         return {"sha256": digest, "size": size}
@@ -278,12 +213,9 @@ class Tree:
         except FileExistsError:
             if disk.sha256(obj) != digest:  # a damaged object must not spread; fsck will report it
                 return
-            twin = self._scratch()
-            try:
+            with self.private() as twin:
                 os.link(obj, twin)
                 twin.replace(path)
-            finally:
-                self.release(twin)
 
     def object(self, digest: str) -> Path:
         return self.objects / digest[:2] / digest
@@ -302,7 +234,9 @@ class Tree:
         path = self.root / name / "tags" / tag
         version = refs.version_number(disk.read(path).decode("ascii", "replace").removesuffix("\n"))
         if not version:
-            raise CorruptArtifact(f"{path} holds no version such as 'v3': run `workbench fsck --repair`, then tag anew.")
+            raise CorruptArtifact(
+                f"{path} holds no version such as 'v3': run `workbench fsck --repair`, then tag anew."
+            )
         return version
 
     def set_tag(self, name: str, version: int, tag: str, *, force: bool) -> None:
@@ -310,21 +244,19 @@ class Tree:
         folder = self.root / name / "tags"
         disk.make_dirs(folder, self.root, durable=self.durable)
         disk.make_dirs(self.staging, self.root, durable=self.durable)
-        temp = self._scratch()
         try:
-            disk.write_new(temp, f"v{version}\n".encode(), durable=self.durable)
-            if force:
-                temp.replace(folder / tag)
-            else:
-                self._link_or_write(temp, folder / tag)
+            with self.private() as temp:
+                disk.write_new(temp, f"v{version}\n".encode(), durable=self.durable)
+                if force:
+                    temp.replace(folder / tag)
+                else:
+                    self._link_or_write(temp, folder / tag)
         except FileExistsError:
             standing = self.tag_target(name, tag)
             if standing != version:
                 raise StoreError(
                     f"Tag {tag!r} of {name!r} already points to v{standing}; move it with force=True (--force)."
                 ) from None
-        finally:
-            self.release(temp)
         disk.sync_dir(folder, durable=self.durable)
 
     def _link_or_write(self, temp: Path, path: Path) -> None:
@@ -342,7 +274,7 @@ class Tree:
     def replace_manifest(self, name: str, version: int, page: manifest.Manifest) -> None:
         """Put a tombstone in the place of a manifest, in one step."""
         disk.make_dirs(self.staging, self.root, durable=self.durable)
-        self._place(self.folder(name, version) / refs.MANIFEST, manifest.dump(page))
+        self.place(self.folder(name, version) / refs.MANIFEST, manifest.dump(page), frozen=True)
 
 
 def _same(latest: manifest.Manifest, draft: manifest.Manifest) -> bool:
@@ -357,6 +289,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be listed ({error.strerror}); check its permissions and the disk."
+        ) from error
 
 
 def is_live(staging_name: str) -> bool:

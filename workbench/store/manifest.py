@@ -49,9 +49,10 @@ def plain(value: Any, *, where: str = "value", nan: str = "null") -> Any:
     strict JSON has neither, and a finished run is not worth losing over one undefined number. Numpy scalars and arrays
     and pydantic models are accepted by their methods, without importing either library.
     """
-    if value is None or isinstance(value, (bool, str)):
-        # Subclasses (an Enum of str, numpy.str_) are written as the plain text they stand for.
-        return value if type(value) in (bool, str, type(None)) else str.__str__(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):  # a subclass (an Enum of str, numpy.str_) becomes the plain text it stands for
+        return str.__str__(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -191,7 +192,7 @@ def _check_shape(manifest: Manifest, where: str) -> None:
         if not isinstance(manifest.get(key), kind) or (kind is not str and key not in manifest):
             raise _damaged(where, f"has no usable {key!r}")
     digest = manifest["digest"]
-    if digest is None and not manifest.get("removed") or digest is not None and not _DIGEST.fullmatch(digest):
+    if not (manifest.get("removed") if digest is None else _DIGEST.fullmatch(digest)):
         raise _damaged(where, "has no usable 'digest'")
     for item in manifest["inputs"]:
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("ref", "digest")):

@@ -63,7 +63,19 @@ def to_table(data: Any, *, metadata: Mapping[str, Any] | None = None) -> pa.Tabl
     if metadata is not None:
         plain = manifest.plain(metadata, where="metadata")
         kept[METADATA_KEY] = json.dumps(plain, sort_keys=True, allow_nan=False).encode()
-    return table.replace_schema_metadata(dict(sorted(kept.items())) or None).combine_chunks()
+    table = _short_strings(table).combine_chunks()
+    return table.replace_schema_metadata(dict(sorted(kept.items())) or None)
+
+
+def _short_strings(table: pa.Table) -> pa.Table:
+    """Text is ``string``: pandas 2, pandas 3 and numpy would otherwise each leave another type, and another digest."""
+    import pyarrow as pa
+
+    for position, field in enumerate(table.schema):
+        if pa.types.is_large_string(field.type) and table.column(position).nbytes < 2**31:
+            column = table.column(position).cast(pa.string())
+            table = table.set_column(position, field.with_type(pa.string()), column)
+    return table
 
 
 def _from_frame(frame: Any) -> pa.Table:
@@ -185,8 +197,8 @@ def read_tensors(source: Path | bytes, *, keys: list[str] | None = None) -> dict
 
     try:
         if isinstance(source, bytes):
-            arrays = load(source)
-            return {key: arrays[_known(key, arrays)] for key in keys or sorted(arrays)}
+            arrays = load(source)  # views of the bytes: copied, so that both ways of reading give writable arrays
+            return {key: arrays[_known(key, arrays)].copy() for key in keys or sorted(arrays)}
         with safe_open(source, framework="numpy") as file:
             names = list(file.keys())
             return {key: file.get_tensor(_known(key, names)) for key in keys or sorted(names)}

@@ -80,9 +80,7 @@ def is_payload(name: object) -> bool:
 def check_payload(name: str) -> str:
     """Return ``name`` if it can name a payload file, else raise InputError."""
     if not is_payload(name):
-        raise InputError(
-            f"Payload name {name!r} may hold only {_CHARSET}, no folders, and not {MANIFEST}: try 'heads' or 'map.html'."
-        )
+        raise InputError(f"Payload name {name!r} may hold only {_CHARSET}, no folders, not {MANIFEST}: try 'map.html'.")
     return name
 
 

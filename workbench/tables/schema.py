@@ -172,7 +172,7 @@ def _floats(name: str, values: np.ndarray) -> np.ndarray:
     try:
         return np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
-        for row, value in enumerate(values):
+        for row, value in enumerate(values.tolist()):
             try:
                 float(value)
             except (TypeError, ValueError):
@@ -181,7 +181,7 @@ def _floats(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _texts(name: str, values: np.ndarray) -> np.ndarray:
-    for row, value in enumerate(values):
+    for row, value in enumerate(values.tolist()):
         if not isinstance(value, str):
             raise InputError(f"Column {name!r} holds {value!r} in row {row}; it takes text.")
     return np.array([str(value) for value in values], dtype=object)

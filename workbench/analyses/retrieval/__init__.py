@@ -93,6 +93,27 @@ def run(model: Model, data: NeedleDataset, params: RetrievalParams, seed: int) -
     )
 
 
+def retrieval_heads(model: Model, data: NeedleDataset | None = None, *, seed: int = 0, **params: Any) -> Result:
+    """Score every head of `model` as a retrieval head; the notebook form of `analysis: retrieval`.
+
+    Args:
+        data: needle samples; None makes the built-in needle task.
+        params: fields of `RetrievalParams`.
+
+    Example:
+        >>> result = wb.retrieval_heads(model, wb.tasks.needle(model, n=20), recall_gate=0)  # doctest: +SKIP
+
+    Raises:
+        InputError: unusable data or an unknown parameter.
+        CapabilityError: the model exposes no attention pattern.
+    """
+    if data is None:
+        from workbench.tasks import needle
+
+        data = needle(model, seed=seed)
+    return ANALYSIS(model, data, ANALYSIS.parse(params), seed=seed)
+
+
 def _score_all(
     model: Model, samples: Sequence[NeedleSample], params: RetrievalParams, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None, list[dict[str, Any]]]:

@@ -1,0 +1,49 @@
+"""The main job end to end on the built-in models: run the experiments, export the tables, draw the plots.
+
+`make demo` runs this. Everything is done through the command line a user would type; each command is printed first.
+Results go to the artifact store (`artifacts/`, or $WORKBENCH_STORE) and the exports to `out/`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from workbench.cli import main as workbench
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "out"
+STORIES = ROOT.parent / "shared" / "models" / "stories260K"
+SPECS = {"retrieval/organism": "retrieval.yaml"}
+
+
+def do(*words: str | Path) -> None:
+    command = [str(word) for word in words]
+    print(f"\n$ workbench {shlex.join(command)}", flush=True)
+    code = workbench(command)
+    if code:
+        sys.exit(code)
+
+
+def main() -> None:
+    OUT.mkdir(exist_ok=True)
+    specs = dict(SPECS)
+    if STORIES.exists():
+        specs["retrieval/stories260K"] = "retrieval-stories260k.yaml"
+    do("models")
+    for name, spec in specs.items():
+        stem = OUT / name.replace("/", "-")
+        do("run", ROOT / "experiments" / spec)
+        do("show", name)
+        for kind, ending in [("csv", "csv"), ("latex", "tex"), ("md", "md")]:
+            do("export", name, "--format", kind, "-o", f"{stem}.{ending}")
+        do("plot", name, "-o", f"{stem}.html")
+    do("ls")
+    do("fsck")
+    print(f"\nTables and plots are in {OUT}; the artifacts, which nothing overwrites, are in the store listed above.")
+    print("Next: open notebooks/01_retrieval_heads.ipynb with `.venv/bin/jupyter lab`, or read README.md.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""`forward` is the Hugging Face model, whatever the padding, the pieces and the architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformer_lens import TransformerBridgeConfig
+from transformer_lens.model_bridge import TransformerBridge
+
+from tests.primitives.cases import largest, left_padded, model, n_hooks, prompts, raw_logits
+from tests.tiny import ARCHITECTURES
+from workbench.errors import CapabilityError, InputError
+from workbench.models import load_model
+from workbench.primitives.forward import forward, n_padding
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_equals_the_plain_model(arch):
+    tokens = prompts()
+    assert largest(forward(model(arch), tokens).logits, raw_logits(arch, tokens)) < 1e-4
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_chunks_and_single_steps_equal_one_pass(arch):
+    tokens, m = prompts(), model(arch)
+    whole = forward(m, tokens).logits
+    out = forward(m, tokens[:, :9], use_cache=True)
+    pieces = [out.logits]
+    for start, end in ((9, 17), (17, 18), (18, 19), (19, 20)):
+        pieces.append(forward(m, tokens[:, start:end], cache=out.cache).logits)
+    assert out.cache.get_seq_length() == 20
+    assert largest(torch.cat(pieces, 1), whole) < 1e-4
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_left_padded_rows_equal_the_rows_alone_in_prefill_and_in_decoding(arch):
+    tokens, mask, alone = left_padded(prompts(3), [0, 3, 7])
+    m = model(arch)
+    whole = forward(m, tokens, attention_mask=mask).logits
+    out = forward(m, tokens[:, :12], attention_mask=mask[:, :12], use_cache=True)
+    for end in range(13, 21):
+        last = forward(m, tokens[:, end - 1 : end], attention_mask=mask[:, :end], cache=out.cache).logits
+    for row, single in enumerate(alone):
+        reference = forward(m, single).logits[0]
+        assert largest(whole[row, -len(single[0]) :], reference) < 1e-4
+        assert largest(last[row, -1], reference[-1]) < 1e-4
+
+
+def test_right_padding_changes_nothing_before_it():
+    tokens = prompts()
+    mask = torch.ones_like(tokens)
+    mask[1, 15:] = 0
+    for arch in ("gpt2", "llama"):
+        m = model(arch)
+        masked = forward(m, tokens, attention_mask=mask.bool()).logits
+        assert largest(masked[1, :15], forward(m, tokens[1:, :15]).logits[0]) < 1e-4
+
+
+def test_logits_are_kept_where_asked():
+    tokens, m = prompts(), model("llama")
+    whole = forward(m, tokens).logits
+    assert largest(forward(m, tokens, logits_to_keep=3).logits, whole[:, -3:]) < 1e-5
+    assert largest(forward(m, tokens, logits_to_keep=torch.tensor([4, 0])).logits, whole[:, [4, 0]]) < 1e-5
+
+
+def test_no_gradient_unless_asked():
+    m, tokens = model("gpt2"), prompts()
+    seen = []
+    with m.bridge.hooks(fwd_hooks=[("hook_embed", lambda x, hook: seen.append(x.requires_grad_(True)) or x)]):
+        assert not forward(m, tokens).logits.requires_grad
+        assert forward(m, tokens, grad=True).logits.requires_grad
+
+
+def test_padding_before_the_first_token_is_counted():
+    mask = torch.tensor([[0, 0, 1, 0, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 1]])
+    assert n_padding(mask).tolist() == [2, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "names"),
+    [
+        (torch.zeros(5, dtype=torch.long), None, r"\[5\]"),
+        (torch.zeros(1, 0, dtype=torch.long), None, r"\[1, 0\]"),
+        (torch.zeros(1, 5), None, "float32"),
+        (torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 4, dtype=torch.long), r"\[2, 5\].*\[2, 4\]"),
+        (torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 5), "float32"),
+        (torch.zeros(1, 257, dtype=torch.long), None, "257.*256"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(tokens, mask, names):
+    with pytest.raises(InputError, match=names):
+        forward(model("gpt2"), tokens, attention_mask=mask)
+
+
+def test_a_mask_must_cover_the_cache_too():
+    m, tokens = model("llama"), prompts()
+    cache = forward(m, tokens[:, :8], use_cache=True).cache
+    with pytest.raises(InputError, match=r"\[2, 20\]"):
+        forward(m, tokens[:, 8:], cache=cache, attention_mask=torch.ones(2, 12, dtype=torch.long))
+
+
+def test_a_native_bridge_runs_without_a_cache_and_refuses_one():
+    config = TransformerBridgeConfig(
+        d_model=32, d_head=8, n_heads=4, n_layers=2, n_ctx=64, d_vocab=64, d_mlp=64, act_fn="relu",
+        normalization_type="LN", seed=0, device="cpu",
+    )  # fmt: skip
+    bridge = TransformerBridge.boot_native(config).eval()
+    m = load_model(bridge)
+    own_hooks = n_hooks(m)
+    tokens, mask, alone = left_padded(prompts(2), [0, 4])
+    assert torch.equal(forward(m, tokens, logits_to_keep=2).logits, bridge(tokens)[:, -2:])
+    padded = forward(m, tokens, attention_mask=mask).logits
+    for row, single in enumerate(alone):
+        assert largest(padded[row, -len(single[0]) :], forward(m, single).logits[0]) < 1e-4
+    with pytest.raises(CapabilityError, match="native"):
+        forward(m, tokens, use_cache=True)
+    assert n_hooks(m) == own_hooks

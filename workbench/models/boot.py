@@ -1,0 +1,190 @@
+"""The two libraries underneath: read a directory with transformers, put it into a TransformerBridge.
+
+Everything that depends on how Hugging Face and TransformerLens do things is here, each step with the one-sentence
+error a user can act on. The Hugging Face model is read here rather than by TransformerLens, so that weights missing
+from a checkpoint are an error and not random numbers. It never decides what to load, or where to.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.models.fingerprint import read_header
+from workbench.models.source import weight_files
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformer_lens.model_bridge import TransformerBridge
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+# A bridge replaces submodules of the Hugging Face model in place; a second one would leave the first one's hooks dead.
+_BRIDGED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def stored_dtype(directory: Path, config: dict[str, Any]) -> str:
+    """The checkpoint's floating dtype: what its configuration says, else what most of its bytes are."""
+    text = config.get("text_config") or {}
+    stated = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    if stated in DTYPES:
+        return stated
+    sizes: dict[str, int] = {}
+    for file in weight_files(directory):
+        for spec in read_header(file)[1].values():
+            begin, end = spec["data_offsets"]
+            sizes[spec["dtype"]] = sizes.get(spec["dtype"], 0) + end - begin
+    return _STORED.get(max(sizes, key=lambda dtype: sizes[dtype], default=""), "float32")
+
+
+def read_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the loader below raises whatever its file parser does
+        raise InputError(
+            f"The tokenizer in {directory} cannot be read ({_first_line(error)}); copy its files again, or pass "
+            "tokenizer=... to load_model."
+        ) from error
+
+
+def read_processor(directory: Path, trust_remote_code: bool) -> Any | None:
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a missing image library, a missing file: text-only use is still possible
+        warnings.warn(
+            f"No processor for {directory} ({_first_line(error)}); pass processor=... to load_model to use images.",
+            stacklevel=2,
+        )
+        return None
+
+
+def read_weights(directory: Path, dtype: str, trust_remote_code: bool) -> tuple[nn.Module, str]:
+    """Hugging Face model on the CPU with eager attention, and the architecture TransformerLens knows it by."""
+    import torch
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+    from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(
+            f"{directory / 'config.json'} is not a configuration transformers can read ({_first_line(error)}); check "
+            "its model_type, or upgrade transformers."
+        ) from error
+    architecture = architecture_of(config, str(directory))
+    torch_dtype = getattr(torch, dtype)
+    kwargs = {"config": config, "dtype": torch_dtype, "attn_implementation": "eager"}
+    try:
+        tl_config = build_bridge_config_from_hf(copy.deepcopy(config), architecture, str(directory), torch_dtype)
+        adapter = ArchitectureAdapterFactory.select_architecture_adapter(tl_config)
+        adapter.prepare_loading(str(directory), kwargs)
+        model_class: Any = get_hf_model_class_for_architecture(architecture)
+        with _quiet(directory):
+            hf, info = model_class.from_pretrained(
+                str(directory),
+                **kwargs,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise InputError(
+            f"The weights in {directory} cannot be loaded as {architecture} ({_first_line(error)}); check that "
+            "config.json and model.safetensors belong together, and copy them again if not."
+        ) from error
+    lacking = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
+    if lacking:
+        raise InputError(
+            f"The weights in {directory} lack {len(lacking)} tensors that {architecture} needs, first {lacking[0]!r}; "
+            "they would be random: copy the model directory again, or fix architectures in its config.json."
+        )
+    return hf, architecture
+
+
+@contextmanager
+def _quiet(directory: Path) -> Iterator[None]:
+    """No progress bar for weights that load in a moment."""
+    from transformers.utils import logging
+
+    hide = logging.is_progress_bar_enabled() and sum(file.stat().st_size for file in weight_files(directory)) < 10**9
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
+
+
+def architecture_of(config: Any, name: str) -> str:
+    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+
+    try:
+        return determine_architecture_from_hf_config(config)
+    except ValueError:
+        raise InputError(
+            f"TransformerLens has no adapter for {name!r} (architectures={getattr(config, 'architectures', None)}, "
+            f"model_type={getattr(config, 'model_type', None)!r}); use a model of a supported architecture."
+        ) from None
+
+
+def adopt(hf: nn.Module) -> None:
+    """Remember that this module is inside a bridge."""
+    _BRIDGED.add(hf)
+
+
+def refuse_second_bridge(hf: nn.Module, name: str) -> None:
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    if hf in _BRIDGED or any(isinstance(module, GeneralizedComponent) for module in hf.modules()):
+        raise InputError(
+            f"The model object {name!r} is already inside a bridge, and a second one would silence the first one's "
+            "hooks; use the Model made from it, or load the weights again."
+        )
+
+
+def build_bridge(hf: nn.Module, architecture: str, tokenizer: Any | None, name: str) -> TransformerBridge:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.utilities.attn_implementation import force_eager_attention
+
+    force_eager_attention(hf)
+    adopt(hf)  # also when building fails half-way: its submodules may be replaced already
+    try:
+        bridge = build_bridge_from_module(
+            hf, architecture, hf_config=hf.config, tokenizer=_for_bridge(tokenizer, name), model_name=name
+        )
+    except Exception as error:
+        raise InputError(
+            f"TransformerLens cannot wrap {name!r} as {architecture} ({_first_line(error)}); use a model of a "
+            "supported architecture."
+        ) from error
+    return bridge
+
+
+def _for_bridge(tokenizer: Any | None, name: str) -> Any | None:
+    """A copy TransformerLens may adjust (it invents BOS and padding tokens) and has no reason to load again by name."""
+    if tokenizer is None:
+        return None
+    own = copy.deepcopy(tokenizer)
+    own.init_kwargs.setdefault("name_or_path", name)
+    own.init_kwargs["add_bos_token"] = True
+    return own
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
