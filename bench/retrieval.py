@@ -63,11 +63,11 @@ def samples(length: int, count: int):
 def ours(model, data, steps: int):
     from workbench.analyses.retrieval.params import RetrievalParams
     from workbench.analyses.retrieval.score import Copies, wu
-    from workbench.analyses.retrieval.trace import trace
+    from workbench.analyses.retrieval.trace import traces
 
     params = RetrievalParams(max_new_tokens=steps, controls=0)
     scores = {}
-    for i, found in trace(model, data, params, [None] * len(data)):
+    for i, found in traces(model, data, params, [None] * len(data)):
         scores[i] = wu(Copies.find(found.top_keys, found.generated, data[i].tokens), data[i].tokens, data[i].needle)
     return [scores[i] for i in range(len(data))]
 

@@ -1,7 +1,8 @@
 """Measures what the card of the organism `retrieval` states: recall, which heads retrieve, and what masking them does.
 
 This is an independent, slow and plain implementation (eager attention, hooks on `q_proj` and `o_proj`), so that it can
-be held against the analyses of the package. Heads are (layer, head), 0-based.
+be held against the analyses of the package. A model is a LlamaForCausalLM with eager attention. Heads are
+(layer, head), 0-based.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache
 
 from workbench.tasks import NeedleDataset, NeedleSample, needle
 
@@ -21,7 +22,7 @@ Head = tuple[int, int]
 
 
 @contextmanager
-def masked(model: LlamaForCausalLM, heads: Sequence[Head], kind: str) -> Iterator[None]:
+def masked(model: Any, heads: Sequence[Head], kind: str) -> Iterator[None]:
     """Heads that write nothing (`zero`) or attend equally to all they see (`uniform`: their query is 0)."""
     d_head = model.config.head_dim
 
@@ -52,7 +53,7 @@ def masked(model: LlamaForCausalLM, heads: Sequence[Head], kind: str) -> Iterato
 
 @torch.no_grad()
 def generate(
-    model: LlamaForCausalLM,
+    model: Any,
     prompts: Tensor,
     n_new: int,
     *,
@@ -86,7 +87,7 @@ def by_length(data: NeedleDataset) -> Iterator[list[NeedleSample]]:
         yield [s for s in data if s.length == length]
 
 
-def recall(model: LlamaForCausalLM, data: NeedleDataset, **how: Any) -> dict[str, float]:
+def recall(model: Any, data: NeedleDataset, **how: Any) -> dict[str, float]:
     """Per sample: the fraction of answer tokens produced at their place (exact order, stricter than ROUGE-1)."""
     found = {}
     for group in by_length(data):
@@ -98,12 +99,12 @@ def recall(model: LlamaForCausalLM, data: NeedleDataset, **how: Any) -> dict[str
     return found
 
 
-def mean_recall(model: LlamaForCausalLM, data: NeedleDataset, **how: Any) -> float:
+def mean_recall(model: Any, data: NeedleDataset, **how: Any) -> float:
     values = recall(model, data, **how).values()
     return sum(values) / len(values)
 
 
-def wu_scores(model: LlamaForCausalLM, data: NeedleDataset) -> Tensor:
+def wu_scores(model: Any, data: NeedleDataset) -> Tensor:
     """Mean retrieval score `[layer, head]` (Wu et al. 2024): copy-paste steps of a head over the needle's length."""
     total = torch.zeros(model.config.num_hidden_layers, model.config.num_attention_heads)
     for group in by_length(data):

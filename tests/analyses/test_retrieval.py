@@ -13,7 +13,8 @@ import torch
 from tests.reference import retrieval as twin
 from tests.tiny import tiny, tiny_hf
 from workbench.analyses import get
-from workbench.analyses.retrieval import RetrievalParams, trace
+from workbench.analyses.retrieval import RetrievalParams
+from workbench.analyses.retrieval.trace import end_tokens
 from workbench.errors import InputError
 from workbench.tasks.samples import NeedleDataset, NeedleSample
 
@@ -108,7 +109,7 @@ def test_wu_equals_the_reference_on_a_pretrained_model():
     ]
     data = wb.tasks.from_samples(model, [{"prompt": p, "needle": n} for p, n in prompts])
     expected = per_sample(
-        data, hf, lambda s, e, a: twin.wu_scores(list(s.tokens), s.needle, e, a), trace.end_tokens(model), steps=8
+        data, hf, lambda s, e, a: twin.wu_scores(list(s.tokens), s.needle, e, a), end_tokens(model), steps=8
     )
     assert expected.max() > 0
     result = run(model, data, max_new_tokens=8)

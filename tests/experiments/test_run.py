@@ -11,7 +11,7 @@ import pytest
 
 from tests.experiments.fake import World
 from workbench.errors import InputError, StoreError
-from workbench.experiments import execute, identity, load_spec, run
+from workbench.experiments import execute, identity, load_spec, rerun, run
 from workbench.experiments.record import spec_of
 from workbench.store import Store
 
@@ -80,6 +80,17 @@ def test_other_weights_are_another_run(spec_file: Path, model_dir: Path, world: 
     run(spec_file, store=store, progress=False)
     save_file({"w": np.ones(6, dtype=np.float32)}, model_dir / "model.safetensors")
     assert not execute(load_spec(spec_file), store=store).cached
+
+
+def test_another_configuration_is_another_run(spec_file: Path, model_dir: Path, world: World, store: Store) -> None:
+    """The fingerprint is of weights and tokenizer; a rotary base or a window is in neither."""
+    run(spec_file, store=store, progress=False)
+    config = {"model_type": "fake", "transformers_version": "9.9", "_name_or_path": "x"}
+    (model_dir / "config.json").write_text(json.dumps(config))
+    assert execute(load_spec(spec_file), store=store).cached  # says only where it came from
+    (model_dir / "config.json").write_text(json.dumps({**config, "rope_theta": 500000.0}))
+    assert not execute(load_spec(spec_file), store=store).cached
+    assert rerun("fake/one@v1", store=store).model_changed
 
 
 def test_changed_code_is_another_run(

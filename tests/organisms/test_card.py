@@ -14,7 +14,7 @@ from workbench.errors import InputError
 from workbench.tasks import needle, prose
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "organisms"))
-import retrieval_checks as checks  # noqa: E402
+import retrieval_checks as checks
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -45,7 +45,13 @@ def test_names_paths_and_an_error_with_a_suggestion() -> None:
 def test_it_is_small_and_complete() -> None:
     folder = organisms.path("retrieval")
     assert sum(f.stat().st_size for f in folder.iterdir()) < 2_000_000
-    assert {f.name for f in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "card.json", "README.md"}
+    assert {f.name for f in folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "card.json",
+        "README.md",
+    }
 
 
 def test_the_card_agrees_with_the_model(card: dict, model: LlamaForCausalLM, tokenizer) -> None:
@@ -77,7 +83,9 @@ def test_recall_of_held_out_needles_at_every_depth(model: LlamaForCausalLM, toke
         assert sum(values) / len(values) >= 0.95, depth
 
 
-def test_masking_the_heads_on_the_card_stops_retrieval_and_masking_others_does_not(card: dict, model, tokenizer) -> None:
+def test_masking_the_heads_on_the_card_stops_retrieval_and_masking_others_does_not(
+    card: dict, model, tokenizer
+) -> None:
     data = needle(tokenizer, 20, lengths=128, depths=DEPTHS, seed=102)
     heads = [(h["layer"], h["head"]) for h in card["retrieval_heads"]]
     others = [checks.matched_random(heads, model.config.num_attention_heads, seed) for seed in range(2)]

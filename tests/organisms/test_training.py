@@ -17,7 +17,11 @@ SCRIPT = ROOT / "experiments" / "organisms" / "train_retrieval.py"
 def test_smoke_run_writes_a_loadable_model_and_its_card(tmp_path: Path) -> None:
     out = tmp_path / "model"
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke", "--out", str(out)], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, str(SCRIPT), "--smoke", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)

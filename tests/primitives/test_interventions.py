@@ -28,6 +28,7 @@ from tests.primitives.cases import (
 )
 from workbench.errors import CapabilityError, InputError
 from workbench.models.capabilities import Capabilities
+from workbench.primitives.algebra import visible
 from workbench.primitives.capture import capture, names
 from workbench.primitives.forward import forward
 from workbench.primitives.interventions import (
@@ -200,6 +201,14 @@ def test_uniform_touches_single_query_heads_and_single_rows(arch):
                 assert torch.allclose(pattern[:, head, position], even.expand(2, -1), atol=1e-6)
             else:
                 assert torch.equal(pattern[:, head, position], clean[:, head, position])
+
+
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masked_keys_are_known_by_their_score_however_the_mask_was_added(model_dtype):
+    lowest = torch.finfo(model_dtype).min
+    for dtype in {model_dtype, torch.float32}:  # some attentions compute scores in float32
+        scores = torch.tensor([-300.0, lowest, 0.0, lowest / 256**0.5, 40.0, -torch.inf]).to(dtype)
+        assert visible(scores, model_dtype).tolist() == [True, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gptj"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -281,3 +282,24 @@ def test_gc_survives_entries_that_vanish(store, monkeypatch):
     monkeypatch.setattr(care, "_listing", lambda folder: [*real(folder), folder / "vanished"])
     assert store.gc(age=0).objects == 0
     assert not store.fsck()
+
+
+def test_a_version_folder_deleted_by_hand_is_not_numbered_again(store):
+    store.untag("a/b", "paper")
+    shutil.rmtree(store["a/b@v1"].folder)
+    with store.stage("a/b", config={"number": 3}) as out:
+        pass
+    assert out.artifact.version == 3 and not store.fsck()
+
+
+def test_a_manifest_or_tag_that_is_a_link_is_not_followed(store, tmp_path):
+    for path in (store["c"].folder / "MANIFEST.json", store.root / "a/b/tags/paper"):
+        outside = tmp_path / path.name
+        outside.write_bytes(path.read_bytes())
+        path.unlink()
+        path.symlink_to(outside)
+    with pytest.raises(CorruptArtifact, match=r"MANIFEST\.json cannot be read"):
+        store["c"]
+    with pytest.raises(NotFound):
+        store["a/b@paper"]
+    assert found(store) == [("tag", "a/b/tags/paper"), ("manifest", "c/v1/MANIFEST.json")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +12,7 @@ from workbench.tasks import prose
 
 
 @cache
-def word_level() -> PreTrainedTokenizerFast:
+def word_level() -> Any:
     """The synthetic English, a token per word, with a BOS token."""
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *prose.vocabulary()])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -21,7 +22,7 @@ def word_level() -> PreTrainedTokenizerFast:
 
 
 @cache
-def byte_pairs() -> PreTrainedTokenizerFast:
+def byte_pairs() -> Any:
     """Byte-level pairs as in GPT-2, where a token carries the space before it; no BOS token."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -34,7 +35,7 @@ def byte_pairs() -> PreTrainedTokenizerFast:
 
 
 @cache
-def spaces_marked() -> PreTrainedTokenizerFast:
+def spaces_marked() -> Any:
     """Pieces as in SentencePiece (a word begins with ▁), with a BOS token."""
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.options import DebugOption, JsonOption, RefArgument, StoreOption
-from workbench.cli.output import emit, emit_facts, emit_json, emit_table, heading
+from workbench.cli.output import emit, emit_facts, emit_json, emit_table, flat, heading
 
 if TYPE_CHECKING:
     from workbench.store import Artifact, Store
@@ -113,7 +113,7 @@ def _show_facts(artifact: Artifact, place: Store, stale: list[str]) -> None:
     for title, facts in groups.items():
         if facts:
             heading(title)
-            emit_facts(_flat(facts), indent="  ")
+            emit_facts(flat(facts), indent="  ")
 
 
 def log(
@@ -181,15 +181,6 @@ def diff(
     if heads.changed:
         heading("changed most")
         emit_table(list(heads.changed[0]), [list(row.values()) for row in heads.changed])
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in facts.items():
-        nested = isinstance(value, dict) and value
-        flat.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
-    return flat
 
 
 def _entry(artifact: Artifact) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from workbench.cli.options import DebugOption, JsonOption, StoreOption
-from workbench.cli.output import emit, emit_facts, emit_json, emit_table, heading
+from workbench.cli.output import bold, emit, emit_facts, emit_json, emit_table, flat, heading
 
 
 def register(app: typer.Typer) -> None:
@@ -19,24 +19,15 @@ def models(as_json: JsonOption = False, _store: StoreOption = None, _debug: Debu
     """List the built-in organisms and what is known of each."""
     from workbench import organisms
 
-    cards = {name: organisms.card(name) for name in organisms.names()}
+    cards = {f"organism:{name}": organisms.card(name) for name in organisms.names()}
     if as_json:
-        emit_json([{"name": f"organism:{name}", **_facts(card)} for name, card in cards.items()])
+        emit_json([{**card, "name": name} for name, card in cards.items()])
         return
     if not cards:
         emit("No organisms are installed.")
-        return
     for name, card in cards.items():
-        facts = _facts(card)
-        heading(f"organism:{name}")
-        emit_facts({key: value for key, value in facts.items() if not isinstance(value, (dict, list))}, indent="  ")
-        for key, value in facts.items():
-            if isinstance(value, (dict, list)) and value:
-                emit_facts({key: value}, indent="  ")
-
-
-def _facts(card: Any) -> dict[str, Any]:
-    return dict(card) if isinstance(card, dict) else {"card": str(card)}
+        emit(bold(name))
+        emit_facts(flat(card), indent="  ")
 
 
 def probe(

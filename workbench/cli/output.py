@@ -71,6 +71,15 @@ def emit_facts(facts: Mapping[str, Any], *, indent: str = "") -> None:
         emit(f"{indent}{key.ljust(width)}  {shown(value)}")
 
 
+def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        nested = isinstance(value, Mapping) and value
+        found.update(flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return found
+
+
 def heading(text: str) -> None:
     """A heading with a blank line before it."""
     emit("\n" + bold(text))

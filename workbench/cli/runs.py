@@ -88,7 +88,8 @@ def rerun(
 def _show_rerun(found: dict[str, Any], require: str, confirmed: bool) -> None:
     if found["model_changed"]:
         then, now = found["fingerprints"]
-        emit(f"{found['ref']}: the model changed, so nothing was compared")
+        what = "weights or tokenizer" if then != now else "configuration (config.json, generation_config.json)"
+        emit(f"{found['ref']}: the model changed in its {what}, so nothing was compared")
         emit_facts({"fingerprint then": then, "fingerprint now": now}, indent="  ")
         return
     rows = [(p["payload"], p["level"], p["max_abs"], p["note"]) for p in found["payloads"]]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.experiments.spec import Spec
+from workbench.models.source import read_json
 
 # Folders and files of the package whose sources decide the numbers; the store, plots and command line do not.
 COMPUTING = ("models", "organisms", "tasks", "primitives", "analyses", "tables", "stats")
@@ -27,13 +28,18 @@ NUMERIC_PACKAGES = ("torch", "transformers", "transformer-lens")
 RECORDED_PACKAGES = (*NUMERIC_PACKAGES, "numpy", "scipy", "pandas", "pyarrow", "safetensors", "tokenizers", "workbench")
 
 
-def run_key(spec: Spec, *, data: Mapping[str, Any], fingerprint: str, device: str) -> str:
+# Fields of a model's configuration that say where it came from, not what it computes.
+_ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
+
+
+def run_key(spec: Spec, *, data: Mapping[str, Any], fingerprint: str, configuration: str, device: str) -> str:
     """`sha256:<64 hex>` of everything that decides the result.
 
     Args:
         spec: the validated spec.
         data: its data with every file replaced by content or digest.
         fingerprint: of the model's weights and tokenizer.
+        configuration: `configuration_digest` of the model, which the fingerprint leaves out.
         device: where it runs, `cpu`, `cuda` or `mps`.
     """
     config = spec.config()
@@ -42,13 +48,30 @@ def run_key(spec: Spec, *, data: Mapping[str, Any], fingerprint: str, device: st
         "params": config["params"],
         "data": dict(data),
         "seed": config["seed"],
-        "model": {"fingerprint": fingerprint, "dtype": config["model"]["dtype"], "attn": config["model"]["attn"]},
+        "model": {
+            "fingerprint": fingerprint,
+            "configuration": configuration,
+            "dtype": config["model"]["dtype"],
+            "attn": config["model"]["attn"],
+        },
         "device": device.split(":")[0],
         "code": code_version(),
         "packages": package_versions(NUMERIC_PACKAGES),
     }
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def configuration_digest(directory: Path) -> str:
+    """`sha256:<64 hex>` of the configuration files beside a model's weights: rotary base, windows, end tokens."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "generation_config.json"):
+        file = directory / name
+        if file.is_file():
+            record = read_json(file, what="model configuration")
+            kept = {key: value for key, value in record.items() if key not in _ORIGIN}
+            digest.update(f"{name}\0{json.dumps(kept, sort_keys=True)}\0".encode())
+    return "sha256:" + digest.hexdigest()
 
 
 @functools.cache

@@ -28,7 +28,7 @@ class Rerun:
 
     Attributes:
         artifact: the stored one.
-        model_changed: the model's weights or tokenizer are not those of then; nothing was computed.
+        model_changed: the model's weights, tokenizer or configuration are not those of then; nothing was computed.
         fingerprints: of the model then and now.
         code_changed: the sources that compute differ from those of then.
         packages_changed: `{package: (then, now)}` where versions differ.
@@ -94,7 +94,9 @@ def rerun(
     spec = record.spec_of(artifact)
     where = model or _recorded_path(made_by.get("model") or {}, spec.model.path)
     ready = prepare(spec, device=device, model_path=where)
-    then = str((made_by.get("model") or {}).get("fingerprint", ""))
+    model_then = made_by.get("model") or {}
+    then = str(model_then.get("fingerprint", ""))
+    reconfigured = model_then.get("configuration", ready.configuration) != ready.configuration
     packages = _changed(made_by.get("packages") or {}, identity.package_versions())
     facts: dict[str, Any] = {
         "artifact": artifact,
@@ -102,7 +104,7 @@ def rerun(
         "code_changed": made_by.get("code") != identity.code_version(),
         "packages_changed": packages,
     }
-    if then != ready.fingerprint:
+    if then != ready.fingerprint or reconfigured:
         return Rerun(**facts, model_changed=True, payloads=(), level=Level.DIFFERENT)
     result = compute(ready, say=say)
     with TemporaryDirectory(prefix="workbench-rerun-") as scratch:

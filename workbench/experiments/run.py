@@ -36,6 +36,7 @@ class Prepared:
     inputs: Inputs
     model_path: str
     fingerprint: str
+    configuration: str
     device: str
     run_key: str
 
@@ -124,10 +125,14 @@ def prepare(spec: Spec, *, device: str | None = None, model_path: str | None = N
         spec = build({**spec.config(), "model": {**spec.config()["model"], "device": device}}, source=spec.source)
     inputs = gather(spec)
     model_path = resolve_model_path(model_path or spec.model.path, spec.folders)
-    fingerprint = fingerprint_directory(resolve(model_path, revision=spec.model.revision).path)
+    directory = resolve(model_path, revision=spec.model.revision).path
+    fingerprint = fingerprint_directory(directory)
+    configuration = identity.configuration_digest(directory)
     kind = identity.device_kind(spec.model.device)
-    key = identity.run_key(spec, data=inputs.identity(), fingerprint=fingerprint, device=kind)
-    return Prepared(spec, inputs, model_path, fingerprint, kind, key)
+    key = identity.run_key(
+        spec, data=inputs.identity(), fingerprint=fingerprint, configuration=configuration, device=kind
+    )
+    return Prepared(spec, inputs, model_path, fingerprint, configuration, kind, key)
 
 
 def compute(ready: Prepared, *, say: Say | None = None) -> Result:
@@ -164,7 +169,12 @@ def keep(result: Result, ready: Prepared, store: Store, *, force: bool = False) 
     """Commit a computed result under the spec's name, self-contained."""
     producer = identity.producer(
         device=str(result.model.get("device", ready.device)),
-        model={**result.model, "path": ready.model_path, "fingerprint": ready.fingerprint},
+        model={
+            **result.model,
+            "path": ready.model_path,
+            "fingerprint": ready.fingerprint,
+            "configuration": ready.configuration,
+        },
         data=record.without_recipe(result.data),
         source=ready.spec.source,
     )

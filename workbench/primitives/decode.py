@@ -2,9 +2,9 @@
 
 Prompts are visited in sorted order, so that each distinct prefix is prefilled exactly once (a depth-first walk of the
 prompts' trie: crop the cache to the common prefix, append the rest). Prefill runs in chunks sized so that no attention
-pattern larger than `budget` exists; memory is linear in context length. Prompts of equal length then decode together,
-never padded, so a batch equals single runs. The last prompt token is left to the first decode step: its row predicts
-the first generated token, and `decode`-scoped interventions start there.
+pattern larger than `budget` exists; memory is linear in context length. Prompts of similar length then decode together,
+padded on the left where they differ, so that a batch equals single runs to rounding. The last prompt token is left to
+the first decode step: its row predicts the first generated token, and `decode`-scoped interventions start there.
 
 This module knows nothing of needles, scores or papers.
 """
@@ -12,6 +12,7 @@ This module knows nothing of needles, scores or papers.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,32 +35,44 @@ ATTENTION_BUDGET = 256 * 2**20  # bytes of attention scores alive at once during
 _SCORE_COPIES = 4  # scores, mask sum, float32 softmax and its cast, as eager attention holds them
 _MAX_CHUNK = 512
 _MAX_WAITING = 4  # batches' worth of caches held while they wait for partners of their length
+_BATCH_TOKENS = 2**16  # prompt tokens in one batch at most: its keys and values are all in memory
+_LENGTH_CLASS = 1.5  # prompts decode together when their lengths lie within one power of this
 
 
 @dataclass
 class Prefilled:
-    """Equal-length prompts whose keys and values are cached up to, not including, their last token.
+    """Prompts whose keys and values are cached up to, not including, their last token.
 
     Attributes:
         index: which of the prompts given to `prefill` these are.
-        tokens: the prompts.
+        tokens: the prompts, padded on the left to one length.
+        padding: padding columns before each prompt; position p of prompt i is column `padding[i] + p`.
         cache: keys and values of `tokens[:, :-1]`; `decode` copies it, so one prefill serves many decodes.
     """
 
     index: tuple[int, ...]
     tokens: Int[Tensor, "batch pos"]
+    padding: tuple[int, ...]
     cache: DynamicCache
+
+    @property
+    def mask(self) -> Int[Tensor, "batch pos"] | None:
+        """1 for real tokens; None when nothing is padded."""
+        if not any(self.padding):
+            return None
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (columns >= torch.tensor(self.padding, device=self.tokens.device)[:, None]).long()
 
 
 def prefill(
     model: Model,
     prompts: Sequence[Sequence[int]],
     *,
-    batch_size: int = 8,
+    batch_size: int = 16,
     interventions: Sequence[Intervention] = (),
     budget: int = ATTENTION_BUDGET,
 ) -> Iterator[Prefilled]:
-    """Prefill `prompts`, sharing every common prefix, and yield them in batches of equal length.
+    """Prefill `prompts`, sharing every common prefix, and yield them in batches of similar length.
 
     Batches do not come in the order of `prompts`; `Prefilled.index` says which is which. At most
     `4 * batch_size` prompts' caches are held at once.
@@ -76,10 +89,14 @@ def prefill(
     path = _Path(model, during_prefill, budget)
     waiting: dict[int, list[tuple[int, DynamicCache]]] = {}
     for i in sorted(range(len(prompts)), key=lambda i: tuple(prompts[i])):
-        bucket = waiting.setdefault(len(prompts[i]), [])
+        length = len(prompts[i])
+        size = int(math.log(length, _LENGTH_CLASS))
+        bucket = waiting.setdefault(size, [])
         bucket.append((i, path.extend_to(prompts[i][:-1])))
-        if len(bucket) == batch_size or sum(map(len, waiting.values())) == _MAX_WAITING * batch_size:
-            fullest = max(waiting, key=lambda length: len(waiting[length]))
+        if len(bucket) >= min(batch_size, max(1, _BATCH_TOKENS // length)):
+            yield _merge(model, prompts, waiting.pop(size))
+        elif sum(map(len, waiting.values())) >= _MAX_WAITING * batch_size:
+            fullest = max(waiting, key=lambda key: len(waiting[key]))
             yield _merge(model, prompts, waiting.pop(fullest))
     for bucket in waiting.values():
         yield _merge(model, prompts, bucket)
@@ -109,12 +126,17 @@ def decode(
     active = [True] * len(batch.index)
     offset = batch.tokens.shape[1] - 1
     room = model.n_ctx - offset if model.n_ctx else max_new_tokens  # the last generated token needs no position
-    with applied(model, interventions) as phase, hooked(model, hooks, copy=False):
+    mask = batch.mask
+    with (
+        applied(model, interventions, attention_mask=mask) as phase,
+        hooked(model, hooks, must_fire=False, copy=False),
+    ):
         phase.name = "decode"
         for t in range(min(max_new_tokens, room)):
             phase.offset = offset + t
-            logits = forward(model, current, cache=cache, use_cache=True, logits_to_keep=1).logits
-            current = logits[:, -1].argmax(-1, keepdim=True)
+            out = forward(model, current, attention_mask=mask, cache=cache, use_cache=True, logits_to_keep=1)
+            mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
+            current = out.logits[:, -1].argmax(-1, keepdim=True)
             for row, token in enumerate(current[:, 0].tolist()):
                 if active[row]:
                     generated[row].append(token)
@@ -178,12 +200,21 @@ def _chunks(start: int, end: int, n_heads: int, budget: int) -> Iterator[tuple[i
 
 
 def _merge(model: Model, prompts: Sequence[Sequence[int]], bucket: list[tuple[int, DynamicCache]]) -> Prefilled:
-    """Stack single-prompt caches of equal length into one batch."""
+    """Stack single-prompt caches into one batch, padding on the left."""
+    index = tuple(i for i, _ in bucket)
+    longest = max(len(prompts[i]) for i in index)
+    padding = tuple(longest - len(prompts[i]) for i in index)
     merged = fork(bucket[0][1])
     for i, layer in enumerate(merged.layers):
         if layer.is_initialized:  # layers that borrow another layer's keys hold none of their own
-            layer.keys = torch.cat([cache.layers[i].keys for _, cache in bucket])
-            layer.values = torch.cat([cache.layers[i].values for _, cache in bucket])
-    index = tuple(i for i, _ in bucket)
-    tokens = torch.tensor([list(prompts[i]) for i in index], device=model.device)
-    return Prefilled(index, tokens, merged)
+            layer.keys = torch.cat([_padded(c.layers[i].keys, n) for (_, c), n in zip(bucket, padding, strict=True)])
+            layer.values = torch.cat(
+                [_padded(c.layers[i].values, n) for (_, c), n in zip(bucket, padding, strict=True)]
+            )
+    rows = [[prompts[i][0]] * n + list(prompts[i]) for i, n in zip(index, padding, strict=True)]
+    return Prefilled(index, torch.tensor(rows, device=model.device), padding, merged)
+
+
+def _padded(states: Tensor, columns: int) -> Tensor:
+    """Zeros before the keys or values `[1, kv_head, pos, d]`; masked, so their content does not matter."""
+    return torch.nn.functional.pad(states, (0, 0, columns, 0)) if columns else states

@@ -211,7 +211,8 @@ class _EvenPattern:
                 f"keys a head can see are unknown and uniform attention cannot be imposed."
             )
         count = seen.sum(dim=-1, keepdim=True)  # [batch, 1, pos, 1]; 0 in rows that are padding
-        even = (seen / count.clamp(min=1)).to(pattern.dtype)
+        precise = torch.promote_types(pattern.dtype, torch.float32)
+        even = (seen.to(precise) / count.clamp(min=1)).to(pattern.dtype)
         pattern = pattern.clone()
         for plan, rows in active:
             heads = torch.tensor(plan.intervention.in_layer(self.layer), device=pattern.device)

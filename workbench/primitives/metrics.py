@@ -22,12 +22,12 @@ def logit_diff(logits: Float[Tensor, "batch vocab"], answer: Tokens, wrong: Toke
 
 
 def kl(
-    base: Float[Tensor, "batch vocab"], other: Float[Tensor, "batch vocab"], *, dtype: torch.dtype = torch.float32
+    base: Float[Tensor, "batch vocab"], other: Float[Tensor, "batch vocab"], *, dtype: torch.dtype | None = None
 ) -> Float[Tensor, " batch"]:
     """KL(p_base || p_other) in nats, p = softmax(logits).
 
     From log-softmax, without a constant added to the probabilities. Rounding can leave equal distributions at about
-    1e-7 on either side of zero in float32; take `torch.float64` to resolve less.
+    1e-7 on either side of zero in float32 (the default for float32 and below); take `torch.float64` to resolve less.
     """
     if base.shape != other.shape:
         raise InputError(f"KL compares logits of one shape, not {list(base.shape)} with {list(other.shape)}.")
@@ -75,15 +75,15 @@ def loss(
     return torch.stack(losses)
 
 
-def _rows(logits: Float[Tensor, "batch vocab"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch vocab"]:
-    """Logits in `dtype`, with every row that is not finite throughout set to NaN."""
+def _rows(logits: Float[Tensor, "batch vocab"], dtype: torch.dtype | None = None) -> Float[Tensor, "batch vocab"]:
+    """Logits in `dtype` (default: float32 or better), with every row that is not finite throughout set to NaN."""
     if logits.ndim != 2:
         raise InputError(f"Logits must have shape [batch, vocab], not {list(logits.shape)}; pick one position of each.")
-    rows = logits.to(dtype)
+    rows = logits.to(torch.promote_types(logits.dtype, torch.float32) if dtype is None else dtype)
     return torch.where(rows.isfinite().all(dim=-1, keepdim=True), rows, torch.nan)
 
 
-def _log_softmax(logits: Tensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch vocab"]:
+def _log_softmax(logits: Tensor, dtype: torch.dtype | None = None) -> Float[Tensor, "batch vocab"]:
     return torch.log_softmax(_rows(logits, dtype), dim=-1)
 
 

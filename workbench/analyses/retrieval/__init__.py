@@ -24,7 +24,7 @@ from workbench.analyses.base import Analysis, Result
 from workbench.analyses.retrieval import properties, score
 from workbench.analyses.retrieval.causal import conditions, curve, mask_experiment
 from workbench.analyses.retrieval.params import CausalParams, RetrievalParams
-from workbench.analyses.retrieval.trace import Trace, attention_layers, trace
+from workbench.analyses.retrieval.trace import Trace, attention_layers, traces
 from workbench.errors import CapabilityError, InputError
 from workbench.progress import bar
 from workbench.tables import HeadTable
@@ -126,7 +126,7 @@ def _score_all(
     rows: list[dict[str, Any]] = [{} for _ in samples]
     n_null = 0
     with bar(len(samples), "needle samples") as shown:
-        for i, found in trace(model, samples, params, controls):
+        for i, found in traces(model, samples, params, controls):
             scores[i], on_controls = _score_one(model, samples[i], found, params, controls[i])
             scores[i][unread] = np.nan
             rows[i] = _row(model, samples[i], found, params)
@@ -249,7 +249,7 @@ def _causal(
     ranked = heads.top(len(heads)).keys()
     planned = conditions(ranked, n_retrieval, model.n_heads, causal, rng)
     try:
-        recalls = mask_experiment(model, samples, planned, params, lambda generated: respond(model, generated))
+        recalls = mask_experiment(model, samples, planned, params, causal, lambda generated: respond(model, generated))
     except CapabilityError as error:
         return {"status": f"not run: {error}"}
     tables["causal"], tables["causal_curve"] = recalls, curve(recalls)

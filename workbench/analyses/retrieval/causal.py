@@ -99,6 +99,7 @@ def mask_experiment(
     samples: Sequence[NeedleSample],
     planned: Sequence[Condition],
     params: RetrievalParams,
+    causal: CausalParams,
     respond: Callable[[list[int]], str],
 ) -> pd.DataFrame:
     """Needle recall of every sample under every condition, one row each.
@@ -109,12 +110,11 @@ def mask_experiment(
 
     rows: list[dict[str, object]] = []
     prompts = [s.tokens for s in samples]
+    steps = min(params.max_new_tokens, causal.max_new_tokens or 2 * max(len(s.needle_tokens) for s in samples))
     stop = stop_rule(model, params.variant)
 
     def run(batch: Prefilled, condition: Condition) -> None:
-        texts = decode(
-            model, batch, max_new_tokens=params.max_new_tokens, stop=stop, interventions=condition.interventions()
-        )
+        texts = decode(model, batch, max_new_tokens=steps, stop=stop, interventions=condition.interventions())
         for i, generated in zip(batch.index, texts, strict=True):
             response = respond(generated)
             rows.append(

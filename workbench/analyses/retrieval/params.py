@@ -21,6 +21,7 @@ class CausalParams(Params):
         scopes: `decode` masks from the last prompt token on (the paper's code), `all` the prompt too.
         draws: random head sets per k, matched layer by layer, without the masked heads.
         samples: at most this many of the samples that passed the gate.
+        max_new_tokens: decoding steps at most, in all conditions alike; None takes twice the longest needle.
     """
 
     ks: tuple[int, ...] | None = None
@@ -28,6 +29,7 @@ class CausalParams(Params):
     scopes: tuple[Literal["decode", "all"], ...] = ("decode", "all")
     draws: int = Field(default=3, ge=1)
     samples: int = Field(default=20, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
 
 
 class RetrievalParams(Params):
@@ -38,7 +40,7 @@ class RetrievalParams(Params):
     threshold: a head at or above this mean score is called a retrieval head (paper: 0.1).
     controls: random spans per sample that the null is drawn from.
     bootstrap: resamples for the intervals.
-    batch_size: prompts of equal length decoded together.
+    batch_size: prompts of similar length decoded together, fewer when they are very long.
     causal: the masking experiment; null leaves it out.
     """
 
@@ -48,5 +50,5 @@ class RetrievalParams(Params):
     threshold: float = Field(default=0.1, ge=0)
     controls: int = Field(default=99, ge=0)
     bootstrap: int = Field(default=1000, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     causal: CausalParams | None = CausalParams()

@@ -80,7 +80,7 @@ def end_tokens(model: Model) -> set[int]:
     return {int(e) for e in ends if e is not None}
 
 
-def trace(
+def traces(
     model: Model,
     samples: Sequence[NeedleSample],
     params: RetrievalParams,
@@ -94,7 +94,8 @@ def trace(
     stop = stop_rule(model, params.variant)
     for batch in prefill(model, [s.tokens for s in samples], batch_size=params.batch_size):
         spans = [_spans(samples[i].needle, controls[i], params.controls) for i in batch.index]
-        watch = _Watch(model, layers, spans if params.variant == "attention_mass" else None)
+        columns = [span + n for span, n in zip(spans, batch.padding, strict=True)]
+        watch = _Watch(model, layers, columns if params.variant == "attention_mass" else None)
         hooks = watch.hooks() if params.variant != "qr" else []
         on_step = watch.end_step if hooks else None
         texts = decode(model, batch, max_new_tokens=params.max_new_tokens, stop=stop, hooks=hooks, on_step=on_step)
@@ -105,7 +106,7 @@ def trace(
             elif params.variant == "attention_mass":
                 found.mass = watch.mass(row, len(texts[row]))
             else:
-                found.top_keys = watch.top_keys(row, len(texts[row]))
+                found.top_keys = watch.top_keys(row, len(texts[row]), batch.padding[row])
             yield i, found
 
 
@@ -133,9 +134,9 @@ class _Watch:
         step_values = torch.stack([self.now[layer] for layer in self.layers], dim=1)  # [batch, layer, head, ...]
         self.steps.append(step_values.cpu().numpy())
 
-    def top_keys(self, row: int, n_steps: int) -> np.ndarray:
+    def top_keys(self, row: int, n_steps: int, padding: int) -> np.ndarray:
         keys = np.full((n_steps, *self.shape), -1, dtype=np.int64)
-        keys[:, self.layers] = np.stack([step[row] for step in self.steps[:n_steps]])
+        keys[:, self.layers] = np.stack([step[row] for step in self.steps[:n_steps]]) - padding
         return keys
 
     def mass(self, row: int, n_steps: int) -> np.ndarray:
@@ -167,12 +168,14 @@ def _question_mass(
 
         return read
 
-    cache = fork(batch.cache, length=question[0])
+    first, stop = (batch.padding[row] + position for position in question)
+    cache = fork(batch.cache, length=first)
     for layer in cache.layers:
-        if layer.is_initialized:
-            layer.keys, layer.values = layer.keys[row : row + 1], layer.values[row : row + 1]
+        if layer.is_initialized:  # this row alone, without its padding
+            layer.keys = layer.keys[row : row + 1, :, batch.padding[row] :]
+            layer.values = layer.values[row : row + 1, :, batch.padding[row] :]
     with hooked(model, [(_pattern(layer), reader(layer)) for layer in layers], copy=False):
-        tokens = batch.tokens[row : row + 1, question[0] : question[1]]
+        tokens = batch.tokens[row : row + 1, first:stop]
         forward(model, tokens, cache=cache, use_cache=True, logits_to_keep=1)
     return _spread(torch.stack([found[layer] for layer in layers]).cpu().numpy(), layers, shape)
 

@@ -45,7 +45,8 @@ class Edit:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(
-                f"There is no edit {self.kind!r}.{did_you_mean(str(self.kind), KINDS)} Choose one of {', '.join(KINDS)}."
+                f"There is no edit {self.kind!r}.{did_you_mean(str(self.kind), KINDS)} Choose one of "
+                f"{', '.join(KINDS)}."
             )
         if (self.alpha is not None) != (self.kind == "scale"):
             raise InputError("`scale` needs alpha, and only `scale` takes one.")

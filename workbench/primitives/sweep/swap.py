@@ -36,7 +36,9 @@ def hidden_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args and isinstance(args[0], Tensor) else kwargs["hidden_states"]
 
 
-def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same call with other hidden states."""
     if args and isinstance(args[0], Tensor):
         return (hidden, *args[1:]), kwargs

@@ -1,0 +1,193 @@
+"""Node attribution: the first-order effect of exchanging one head, one MLP or the input between two runs.
+
+    head    sum over positions and d_head of  dM/dz_h . (z_h[other] - z_h[base])
+    mlp     sum over positions of             dM/dstream . (write(m[other]) - write(m[base])), the stream after the block
+    input   sum over positions of             dM/dx_0 . (x_0[other] - x_0[base]), x_0 the stream that enters block 0
+
+with the gradient at the base run (attribution patching), or its mean along a path of inputs (integrated gradients). A
+score approximates metric(base run with the node's activation of the other run) - metric(base run). `write` is the norm
+after the MLP where there is one. Summed over a path that is fine enough, the input's score is the whole difference of
+the metric (completeness). Exact values are in `spot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.errors import InputError
+from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, open_pair, wide
+from workbench.primitives.attribution.wiring import Wiring, find, hook_name
+from workbench.primitives.sweep.units import attention_layers
+
+if TYPE_CHECKING:
+    from workbench.models import Model
+
+
+@dataclass(frozen=True)
+class NodeScores:
+    """Scores per example, float32 or better, on the CPU; NaN where the model has no such node or the metric no value.
+
+    Attributes:
+        base, other: metric of the two runs.
+        null: scores of the heads with the other run of another example; no rows when none were asked for.
+    """
+
+    heads: Float[Tensor, "n layer head"]
+    mlps: Float[Tensor, "n layer"]
+    inputs: Float[Tensor, " n"]
+    base: Float[Tensor, " n"]
+    other: Float[Tensor, " n"]
+    null: Float[Tensor, "draw n layer head"]
+
+
+def node_scores(
+    model: Model,
+    base: Int[Tensor, "n pos"],
+    other: Int[Tensor, "n pos"],
+    metric: Metric,
+    *,
+    rows: Int[Tensor, " n"] | None = None,
+    attention_mask: Int[Tensor, "n pos"] | None = None,
+    path: Sequence[float] = AT_BASE,
+    donors: Sequence[Sequence[int]] = (),
+) -> NodeScores:
+    """Score every head, MLP and the input, on a batch of examples.
+
+    Cost: two forward passes and `len(path)` backward ones; draws of the null cost that again each, unless the path is
+    the base run alone. Memory: one forward and backward pass, and z and the MLP outputs of both runs.
+
+    Args:
+        base, other: token rows, padded on the left where they differ in length, both runs alike.
+        metric: as for `sweep`: `metric(logits [n, vocab], rows [n]) -> [n]`, differentiable.
+        rows: numbers of the examples, given to the metric; default 0, 1, 2, ...
+        attention_mask: 1 for real tokens, of both runs.
+        path: where gradients are taken, see `passes`.
+        donors: for each draw of the null, the row whose other run each example gets instead of its own.
+
+    Raises:
+        InputError: shapes or donors that do not fit, a metric without a useful gradient.
+        CapabilityError: the model's head outputs cannot be edited faithfully.
+    """
+    pair = open_nodes(model, base, other, metric, rows=rows, attention_mask=attention_mask, path=path)
+    total = NodeSum(pair)
+    for here in pair.passes():
+        total.add(here)
+    scores = total.scores()
+    draws = []
+    for draw in donors:
+        take = _checked(draw, len(base))
+        if pair.path == AT_BASE:
+            draws.append(total.heads(take))
+            continue
+        again = open_nodes(model, base, other[take], metric, rows=rows, attention_mask=attention_mask, path=path)
+        part = NodeSum(again)
+        for here in again.passes():
+            part.add(here)
+        draws.append(part.heads())
+    null = torch.stack(draws).cpu() if draws else scores.null
+    return NodeScores(scores.heads, scores.mlps, scores.inputs, scores.base, scores.other, null)
+
+
+def open_nodes(
+    model: Model,
+    base: Int[Tensor, "n pos"],
+    other: Int[Tensor, "n pos"],
+    metric: Metric,
+    *,
+    rows: Int[Tensor, " n"] | None,
+    attention_mask: Int[Tensor, "n pos"] | None,
+    path: Sequence[float],
+    grads_of: Sequence[str] = (),
+    keep: Sequence[str] = (),
+) -> Pair:
+    """Both runs, with what node scores need and whatever else is asked for."""
+    z = [hook_name(layer, "z") for layer in attention_layers(model)]
+    mlp: list[str] = []
+    ends: list[str] = []
+    if isinstance(find(model), Wiring):
+        mlp = [hook_name(layer, "m") for layer in range(model.n_layers)]
+        ends = [hook_name(layer, "out") for layer in range(model.n_layers)]
+    return open_pair(
+        model,
+        base,
+        other,
+        metric,
+        rows=rows,
+        attention_mask=attention_mask,
+        path=path,
+        grads_of=[*z, *ends, *grads_of],
+        keep=[*z, *mlp, *keep],
+    )
+
+
+class NodeSum:
+    """Mean gradients along the path, and the scores that follow from them."""
+
+    def __init__(self, pair: Pair):
+        self.pair = pair
+        self.model = pair.model
+        self.layers = attention_layers(pair.model)
+        found = find(pair.model)
+        self.wiring = found if isinstance(found, Wiring) else None
+        self.grads: dict[str, Tensor] = {}
+
+    def add(self, here: Pass) -> None:
+        """Take in one pass of the path."""
+        names = [ENTRY, *(hook_name(layer, "z") for layer in self.layers)]
+        if self.wiring is not None:
+            names += [hook_name(layer, "out") for layer in range(self.model.n_layers)]
+        for name in names:
+            grad = wide(here.grads[name]) * self.pair.weight
+            self.grads[name] = self.grads[name] + grad if name in self.grads else grad
+
+    def scores(self) -> NodeScores:
+        heads, pair = self.heads(), self.pair
+        n, undefined = len(heads), pair.undefined()
+        mlps = heads.new_full((n, self.model.n_layers), torch.nan)
+        for layer, block in enumerate(self.wiring.blocks if self.wiring else ()):
+            name = hook_name(layer, "m")
+            change = wide(block.write_mlp(pair.other.acts[name])) - wide(block.write_mlp(pair.base.acts[name]))
+            mlps[:, layer] = self._dot(hook_name(layer, "out"), change)
+        inputs = self._dot(ENTRY, wide(pair.other.acts[ENTRY]) - wide(pair.base.acts[ENTRY]))
+        mlps[undefined], inputs[undefined] = torch.nan, torch.nan
+        return NodeScores(
+            heads.cpu(),
+            mlps.cpu(),
+            inputs.cpu(),
+            pair.base.values.cpu(),
+            pair.other.values.cpu(),
+            heads.new_zeros((0, *heads.shape)).cpu(),
+        )
+
+    def heads(self, take: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n layer head"]:
+        """Scores of the heads; `take` names the row whose other run each example gets."""
+        pair = self.pair
+        first = self.grads[hook_name(self.layers[0], "z")]
+        made = first.new_full((len(first), self.model.n_layers, self.model.n_heads), torch.nan)
+        for layer in self.layers:
+            name = hook_name(layer, "z")
+            other = pair.other.acts[name]
+            other = other if take is None else other[take.to(other.device)]
+            change = pair.real(wide(other) - wide(pair.base.acts[name]))
+            made[:, layer] = torch.einsum("bphd,bphd->bh", self.grads[name], change)
+        undefined = pair.undefined()
+        if take is not None:
+            undefined = undefined | undefined[take.to(undefined.device)]
+        made[undefined] = torch.nan
+        return made
+
+    def _dot(self, name: str, change: Float[Tensor, "n pos d_model"]) -> Float[Tensor, " n"]:
+        return torch.einsum("bpm,bpm->b", self.grads[name], self.pair.real(change))
+
+
+def _checked(draw: Sequence[int], n: int) -> Int[Tensor, " n"]:
+    take = torch.as_tensor(draw).long()
+    if take.shape != (n,) or bool(((take < 0) | (take >= n)).any()):
+        raise InputError(f"`donors` names one of {n} examples for each of them, not {list(draw)!r}.")
+    return take

@@ -1,0 +1,91 @@
+"""Finished parts of a sweep on disk, so that a killed one goes on where it was.
+
+One directory per sweep, named by a digest of everything that decides its numbers; one safetensors file per chunk of
+prompts and layer, written beside its place and moved there, so that a file is whole or absent. A file that cannot be
+read counts as absent. The directory goes away with the sweep's completion: whoever asks again wants to compute again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_FORMAT = 1
+_SIZES = "sizes.json"
+
+
+def digest(record: Any) -> str:
+    """Name of the sweep that this JSON-able record describes."""
+    return hashlib.sha256(json.dumps([_FORMAT, record], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def default_root() -> Path:
+    """Where analyses keep the parts of unfinished sweeps: `$WORKBENCH_CACHE/sweeps`, or below ~/.cache/workbench."""
+    root = os.environ.get("WORKBENCH_CACHE") or "~/.cache/workbench"
+    return Path(root).expanduser() / "sweeps"
+
+
+class Checkpoint:
+    """The finished parts of one sweep; with `root=None`, none are kept."""
+
+    def __init__(self, root: str | Path | None, key: Any):
+        self.folder = None if root is None else Path(root) / digest(key)
+
+    def load(self, chunk: int, layer: int) -> dict[str, Tensor] | None:
+        """A finished part, None when it is not there (or not whole)."""
+        if self.folder is None:
+            return None
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._file(chunk, layer))
+        except (OSError, SafetensorError, ValueError):
+            return None
+
+    def save(self, chunk: int, layer: int, values: Mapping[str, Tensor]) -> None:
+        if self.folder is None:
+            return
+        from safetensors.torch import save
+
+        self._write(self._file(chunk, layer), save({k: v.contiguous().cpu() for k, v in values.items()}))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Batch sizes that memory had room for, where they had to be reduced."""
+        if self.folder is None:
+            return {}
+        try:
+            return {str(k): int(v) for k, v in json.loads((self.folder / _SIZES).read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    def save_sizes(self, **sizes: int) -> None:
+        if self.folder is not None:
+            self._write(self.folder / _SIZES, json.dumps({**self.sizes, **sizes}).encode())
+
+    def remove(self) -> None:
+        """Forget the sweep."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, chunk: int, layer: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"chunk-{chunk:05d}-layer-{layer:03d}.safetensors"
+
+    @staticmethod
+    def _write(file: Path, data: bytes) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        Path(handle.name).replace(file)
