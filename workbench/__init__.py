@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workbench import analyses, experiments, export, models, organisms, plots, primitives, published, stats, tasks
     from workbench.analyses.retrieval import retrieval_heads
     from workbench.experiments import Spec, diff, rerun, run
-    from workbench.experiments.notebook import open, store
+    from workbench.experiments.notebook import heads, open, store
     from workbench.models import Model, load_model
     from workbench.store import Artifact, Store
     from workbench.tables import HeadTable
@@ -48,6 +48,7 @@ _HOME = {
     "Spec": "workbench.experiments",
     "Store": "workbench.store",
     "diff": "workbench.experiments",
+    "heads": "workbench.experiments.notebook",
     "load_model": "workbench.models",
     "open": "workbench.experiments.notebook",
     "rerun": "workbench.experiments",
@@ -66,6 +67,7 @@ __all__ = [
     "diff",
     "experiments",
     "export",
+    "heads",
     "load_model",
     "models",
     "open",

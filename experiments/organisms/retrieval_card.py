@@ -15,7 +15,8 @@ from workbench.tasks import needle, prose
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS = (64, 128, 192, 256, 320, 384, 448, 500)
-RETRIEVES_FROM = 0.1  # the paper's threshold on the mean score
+RETRIEVES_FROM = 0.5  # mean score of a strong retrieval head in the paper
+WEAK_FROM = 0.1  # and of any retrieval head
 DRAWS = 10
 
 
@@ -61,6 +62,11 @@ def measure(folder: Path, *, smoke: bool = False) -> dict[str, Any]:
             {"layer": layer, "head": h, "score": round(float(score[layer, h]), 4)} for layer, h in heads
         ],
         "retrieval_threshold": RETRIEVES_FROM,
+        "weak_heads": [
+            {"layer": layer, "head": h, "score": round(float(score[layer, h]), 4)}
+            for layer, h in order
+            if WEAK_FROM <= score[layer, h] < RETRIEVES_FROM
+        ],
         "scores": [[round(float(x), 4) for x in row] for row in score],
         "causal": _causal(model, data, heads, draws=2 if smoke else DRAWS),
     }
@@ -126,9 +132,9 @@ def write_card(folder: Path, facts: dict[str, Any], *, training: dict[str, Any] 
             "held_out": f"one in {prose.HELD_OUT_EVERY} pairs of owner and first answer word is never trained on",
         },
         "ground_truth": (
-            f"Found, not written: heads with a mean retrieval score of at least {RETRIEVES_FROM}, confirmed by masking. "
-            f"So few retrieve because training kept only the best {kept} heads of its first stage and began the others "
-            "above layer 0 anew."
+            f"Found, not written: the heads with a mean retrieval score of at least {RETRIEVES_FROM}, as masking them "
+            f"confirms. They are so few because training kept only the best {kept} heads of its first stage and began "
+            "the others above layer 0 anew."
         ),
         **facts,
         "training": training,
@@ -171,6 +177,7 @@ def _readme(card: dict[str, Any]) -> str:
         "| layer | head | score |",
         "|---|---|---|",
         *(f"| {h['layer']} | {h['head']} | {h['score']:.2f} |" for h in card["retrieval_heads"]),
+        *(f"| {h['layer']} | {h['head']} | {h['score']:.2f} (weak) |" for h in card["weak_heads"]),
         "",
         f"Recall when heads are masked (without: {causal['no_head_masked']:.2f}; {causal['n']} prompts; random heads "
         f"come from the same layers, {causal['random_draws']} draws):",

@@ -14,7 +14,7 @@ from workbench.errors import InputError
 from workbench.tasks import needle, prose
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "organisms"))
-import retrieval_checks as checks
+import retrieval_checks as checks  # pyright: ignore[reportMissingImports]
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

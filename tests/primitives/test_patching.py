@@ -153,7 +153,9 @@ def test_donors_take_the_activation_of_another_example():
     given = patch_cells(m, base, other, cells, readouts(), donors=[1, 2, 0])
     moved = patch_cells(m, base, other[[1, 2, 0]], cells, readouts())
     np.testing.assert_allclose(given.values["logit_diff"], moved.values["logit_diff"], atol=1e-6)
-    np.testing.assert_allclose(given.other["logit_diff"], patch_cells(m, base, other, cells[:1], readouts()).other["logit_diff"])
+    np.testing.assert_allclose(
+        given.other["logit_diff"], patch_cells(m, base, other, cells[:1], readouts()).other["logit_diff"]
+    )
 
 
 def test_an_example_without_the_position_is_undefined_and_the_others_are_not():

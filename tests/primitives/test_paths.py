@@ -1,4 +1,4 @@
-"""Path patching equals three whole passes with raw hooks, for every kind of receiver, and follows from its definition."""
+"""Path patching equals three whole passes with raw hooks, for every kind of receiver, and does what it claims."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from tests.primitives.cases import left_padded, model, n_hooks, prompts, raw
 from tests.reference import paths as slow
+from tests.tiny import tiny, tiny_hf
 from workbench.errors import CapabilityError, InputError
 from workbench.primitives import frozen
 from workbench.primitives.patching import patch_cells, sites
@@ -123,6 +124,19 @@ def test_a_sender_above_every_receiver_has_no_path():
     sequential = path_patch(model("llama"), base, other, receivers=["1.mlp"], readouts=readouts())
     parallel = path_patch(model("neox"), base, other, receivers=["1.mlp"], readouts=readouts())
     assert (sequential.reaches.sum(), parallel.reaches.sum()) == (8, 4)
+
+
+@pytest.mark.parametrize("mlps", ["recompute", "freeze"])
+def test_receivers_below_and_above_a_sender_go_together(mlps):
+    base, other = runs()
+    m, hf = tiny("llama", num_hidden_layers=4), tiny_hf("llama", num_hidden_layers=4)
+    receivers = [("q", 1, 0), ("v", 3, 1), ("mlp", 0, None)]
+    senders = [(0, 3), (1, 1), (2, 2)]
+    options = {"readouts": readouts(), "mlps": mlps}
+    done = path_patch(m, base, other, receivers=["1.0.q", "3.1.v", "0.mlp"], senders=senders, **options)
+    for row, sender in zip(done.values["logit_diff"], senders, strict=True):
+        logits = slow.path_patch(hf, base, other, sender, receivers, mlps)
+        assert np.abs(row - logit_diff(logits)).max() < 1e-5 * max(1, float(logits.abs().max())), sender
 
 
 @pytest.mark.parametrize("mlps", ["recompute", "freeze"])

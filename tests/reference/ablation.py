@@ -38,7 +38,9 @@ def logits(hf, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Next-token logits of every prompt, `[batch, vocab]`."""
     if mask is None:
         return hf(tokens).logits[:, -1]
-    extra = {} if type(hf).__name__.startswith(("OPT", "Bloom")) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    extra = (
+        {} if type(hf).__name__.startswith(("OPT", "Bloom")) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    )
     out = hf(tokens, attention_mask=mask, **extra).logits
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
     return out[torch.arange(len(out)), last]

@@ -1,4 +1,4 @@
-"""Activation patching and path patching, one prompt set and one patch at a time, with raw hooks on Hugging Face modules.
+"""Activation patching and path patching, one patch at a time, with raw hooks on Hugging Face modules.
 
 The slow twins of `primitives.patching` and `primitives.paths`: whole forwards only, nothing cached between patches, and
 no code shared with the workbench or TransformerLens. q, k, v are read and written where the projections return them.
@@ -25,11 +25,6 @@ def dims(hf) -> tuple[int, int, int]:
 
 def _mlp(hf, layer):
     return blocks(hf)[layer].mlp
-
-
-def _final_norm(hf):
-    inner = getattr(hf, "transformer", None) or getattr(hf, "gpt_neox", None) or hf.model
-    return next(getattr(inner, name) for name in ("ln_f", "final_layer_norm", "norm") if hasattr(inner, name))
 
 
 def _on_output(fn):
@@ -77,7 +72,7 @@ def _on_projection(hf, layer, part, fn):
 
 @contextmanager
 def edited(hf, edits: Edits):
-    """Parts: q, k, v, z `[n, pos, heads, d_head]`; attn_out, mlp_out, resid_pre, resid_post, final `[n, pos, d_model]`."""
+    """Parts: q, k, v, z `[n, pos, heads, d_head]`; attn_out, mlp_out, resid_pre, resid_post `[n, pos, d_model]`."""
     n_heads = dims(hf)[0]
     with ExitStack() as stack:
         for (part, layer), fn in edits.items():
@@ -87,8 +82,6 @@ def edited(hf, edits: Edits):
                 handle = output_projection(hf, layer).register_forward_pre_hook(
                     lambda _m, a, fn=fn: (fn(a[0].unflatten(-1, (n_heads, -1))).flatten(-2),)
                 )
-            elif part == "final":
-                handle = _final_norm(hf).register_forward_pre_hook(_on_input(fn), with_kwargs=True)
             elif part == "resid_pre":
                 handle = blocks(hf)[layer].register_forward_pre_hook(_on_input(fn), with_kwargs=True)
             else:
@@ -145,6 +138,10 @@ def patch(hf, base, other, part, layer, index=None, mask=None, where=None) -> Te
     return run(hf, base, mask, {(part, layer): swap(source, index, where)})
 
 
+def _then(first, second):
+    return second if first is None else lambda value: second(first(value))
+
+
 def path_patch(hf, base, other, sender, receivers, mlps, mask=None, sent_at=None, received_at=None) -> Tensor:
     """Logits of pass 3. `sender` is (layer, head); `receivers` is "logits" or a list of (part, layer, index)."""
     n_layers = dims(hf)[2]
@@ -162,6 +159,5 @@ def path_patch(hf, base, other, sender, receivers, mlps, mask=None, sent_at=None
 
     played: dict = {}  # pass 3
     for (_, _, index), key in zip(receivers, heard_parts, strict=True):
-        before = played.get(key, lambda value: value)
-        played[key] = lambda value, f=before, g=swap(heard[key], index, received_at): g(f(value))
+        played[key] = _then(played.get(key), swap(heard[key], index, received_at))
     return run(hf, base, mask, played)

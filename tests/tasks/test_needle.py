@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tasks.worlds import TOKENIZERS, Limited, byte_pairs, word_level
+from tests.tasks.worlds import TOKENIZERS, Limited, byte_pairs, stops_with_line_breaks, word_level
 from workbench.errors import InputError
 from workbench.tasks import needle
 from workbench.tasks.needle import CARRIER
@@ -196,6 +196,17 @@ def test_a_haystack_without_sentences_cannot_meet_a_depth(tmp_path: Path) -> Non
     assert len(needle(byte_pairs(), 2, depths=(0, 1), **options)) == 2
     with pytest.raises(InputError, match="no end of a sentence"):
         needle(byte_pairs(), 1, depths=0.5, **options)
+
+
+def test_a_full_stop_that_shares_its_token_with_a_line_break_still_ends_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "hay.txt").write_text("The baker walked to the market.\n" * 60)
+    tokenizer = stops_with_line_breaks()
+    for s in needle(tokenizer, 5, lengths=128, haystack=tmp_path / "hay.txt"):
+        assert abs((s.needle[0] - 6) / (s.question[0] - 12) - (s.depth or 0)) < 0.15
+        if s.depth != 1:
+            # right after BOS or a full stop, possibly with its line break
+            sentence = s.needle[0] - 6
+            assert sentence == 1 or "." in tokenizer.convert_ids_to_tokens([s.tokens[sentence - 1]])[0]
 
 
 def test_an_empty_haystack_is_refused(tmp_path: Path) -> None:

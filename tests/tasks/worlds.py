@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from workbench.tasks import prose
@@ -43,6 +43,15 @@ def spaces_marked() -> Any:
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     raw.train_from_iterator([prose.text(20000, seed=9), " ".join(prose.vocabulary())], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@cache
+def stops_with_line_breaks() -> Any:
+    """A token per word, except that a full stop and the line break after it are one token, as in Llama 3."""
+    words = ["<unk>", "<s>", ".\n", *prose.vocabulary()]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"\.\n|\w+|[^\w\s]"), "removed", invert=True)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>")
 
 
 TOKENIZERS = {"word_level": word_level, "byte_pairs": byte_pairs, "spaces_marked": spaces_marked}

@@ -102,7 +102,13 @@ class Analysis:
             raise InputError(f"{self.name}: parameter {key!r} is {first['input']!r}, but {message}.") from None
 
 
-_MODULES = {"retrieval": "workbench.analyses.retrieval"}
+_MODULES = {
+    "ablation": "workbench.analyses.ablation",
+    "activation_patching": "workbench.analyses.activation_patching",
+    "attribution": "workbench.analyses.attribution",
+    "path_patching": "workbench.analyses.path_patching",
+    "retrieval": "workbench.analyses.retrieval",
+}
 
 
 def names() -> list[str]:

@@ -167,9 +167,21 @@ def _head_table(ref: str, store: Store) -> HeadTable:
 def _pair(a: str, b: str, tables: dict[str, HeadTable], rule: str, any_basis: bool) -> dict[str, Any]:
     left, right = tables[a], tables[b]
     if left.row_kind != right.row_kind:  # gates are per kv group: the best head stands for its group
-        left, right = (table if table.row_kind == "kv_group" else table.by_kv_group("max") for table in (left, right))
+        n_groups = (left if left.row_kind == "kv_group" else right).n_heads
+        left, right = (_by_group(table, n_groups) for table in (left, right))
     found = left.compare(right, rule=rule, allow_basis_mismatch=any_basis)
     return {"a": a, "b": b, "rows_are": f"{left.row_kind}s", **found.to_dict()}
+
+
+def _by_group(table: HeadTable, n_groups: int) -> HeadTable:
+    """Rows per kv group; a published table of heads does not know its groups, so the other table's number is used."""
+    from workbench.tables import HeadTable
+
+    if table.row_kind == "kv_group":
+        return table
+    if (table["kv_group"] < 0).any():
+        table = HeadTable.from_scores(table.matrix(), n_kv_heads=n_groups, meta=table.meta)
+    return table.by_kv_group("max")
 
 
 def _provenance(artifact: Artifact, table: str) -> dict[str, Any]:

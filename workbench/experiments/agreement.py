@@ -127,7 +127,14 @@ def _ranking(found: Agreement, old: HeadTable, new: HeadTable, tolerance: Tolera
 
 
 def _columns(table: pa.Table) -> dict[str, np.ndarray]:
-    return {name: table.column(name).to_numpy() for name in table.column_names}
+    """Columns as arrays; by way of Python values, because Arrow's own conversion imports pandas."""
+    import pyarrow as pa
+
+    found: dict[str, np.ndarray] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        found[name] = np.array([math.nan if numeric and value is None else value for value in column.to_pylist()])
+    return found
 
 
 def _arrays(name: str, old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance) -> Agreement:

@@ -1,4 +1,4 @@
-"""The two shortest ways in a notebook: `wb.store()` to keep results and `wb.open(REF)` to read one."""
+"""The shortest ways in a notebook: `wb.store()` to keep results, `wb.open(REF)` and `wb.heads(REF)` to read one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from workbench.store import Artifact, Store
 
 if TYPE_CHECKING:
     from workbench.analyses import Result
+    from workbench.tables import HeadTable
 
 
 class ResultStore(Store):
@@ -29,3 +30,10 @@ def open(ref: str, *, store: Store | str | Path | None = None) -> Artifact:
     """The artifact that `ref` names: `name`, `name@v3`, `name@tag` or a digest prefix."""
     place = store if isinstance(store, Store) else Store(store)
     return place[ref]
+
+
+def heads(ref: str, *, store: Store | str | Path | None = None) -> HeadTable:
+    """The head table of the artifact that `ref` names."""
+    from workbench.tables import HeadTable
+
+    return HeadTable.from_arrow(open(ref, store=store).table("heads"))

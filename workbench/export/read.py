@@ -30,7 +30,7 @@ def parquet(path: str | Path) -> Read:
     content = files.read(path)
     try:
         # Not pq.read_table, which imports pandas.
-        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{str(path)!r} is no readable Parquet file ({str(error).splitlines()[0]}).") from error
     return arrow.columns_and_meta(table)

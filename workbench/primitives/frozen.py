@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from workbench.errors import CapabilityError
+from workbench.errors import CapabilityError, WorkbenchError
 from workbench.primitives import separable
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
@@ -137,17 +137,17 @@ class FrozenPaths:
                 ear.expect(layer)
                 swaps = self._shut([layer], rows, d, ear)
                 run_from(self.model, self.base, layer, rows, stream=stream, hooks=ear.hooks([layer]), swaps=swaps)
-            return self._all(ear)
+            return self._all(ear, 0)
         start = min(layer for unit in units for layer, _ in unit)
         layers = range(start, listening[-1] + 1)
         ear.expect(*layers)
         swaps = self._shut(layers, rows, d, ear)
         run_from(self.model, self.base, start, rows, hooks=ear.hooks(layers), swaps=swaps)
-        return self._all(ear)
+        return self._all(ear, start)
 
-    def _all(self, ear: _Ear) -> dict[Key, Tensor]:
-        """What was heard, once nothing is missing."""
-        deaf = sorted(set(self.listeners) - set(ear.heard))
+    def _all(self, ear: _Ear, start: int) -> dict[Key, Tensor]:
+        """What was heard, once nothing is missing. A receiver below every sender gets what it always got."""
+        deaf = sorted({key for key in self.listeners if key[0] >= start} - set(ear.heard))
         if deaf:
             layer, part = deaf[0]
             raise CapabilityError(
@@ -164,13 +164,12 @@ class FrozenPaths:
         at = rows.to(self.device)
         for layer in layers:
             block = self.model.bridge.blocks[layer]
-            output = self.base.attn[layer][at]
-            closed = frozen(self.base, block.attn, output + d[layer] if layer in d else output)
+            closed = frozen(self.base, block.attn, _rows(self.base.attn[layer], at, d.get(layer)))
             listens = ear is not None and any((layer, part) in self.listeners for part in "qkv")
             swaps[block.attn] = _after(block.attn.forward, closed) if listens else closed
             mlp = getattr(block, "mlp", None)
             still = self.mlps == "freeze" and layer in self.base.mlp
-            closed = frozen(self.base, mlp, self.base.mlp[layer][at]) if still and mlp is not None else None
+            closed = frozen(self.base, mlp, _rows(self.base.mlp[layer], at)) if still and mlp is not None else None
             if ear is not None and mlp is not None and (layer, "mlp") in self.listeners:
                 swaps[mlp] = ear.at_mlp(layer, mlp.forward, closed)
             elif closed is not None and mlp is not None:
@@ -229,6 +228,11 @@ class _Ear:
             raise Stop
 
 
+def _rows(values: Tensor, at: Tensor, added: Tensor | None = None) -> Callable[[], Tensor]:
+    """Rows of a recorded output, taken when the module is called, so that only one layer's exist at a time."""
+    return lambda: values[at] if added is None else values[at] + added
+
+
 def _after(call: Callable[..., Any], closed: Callable[..., Any]) -> Callable[..., Any]:
     """Run the module for its hooks, and return what is frozen."""
 
@@ -244,7 +248,8 @@ def _mixed(run: Run, module: nn.Module, call: Callable[..., Any], value: Tensor,
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
         own = hidden_out(call(*args, **kwargs))
-        return frozen(run, module, torch.where(where[..., None], value, own.view_as(value)).view_as(own))()
+        mixed = torch.where(where[..., None], value, own.view_as(value)).view_as(own)
+        return frozen(run, module, lambda: mixed)()
 
     return replacement
 
@@ -273,7 +278,7 @@ def require_freezing(model: Model, mlps: Mlps) -> None:
         try:
             with torch.no_grad():
                 known[mlps] = resumes_exactly(model) and _measure_freezing(model, mlps)
-        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError):
+        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, WorkbenchError):
             known[mlps] = False  # modules that are called or answer in another way
     if not known[mlps]:
         what, remedy = "Heads", "use activation patching"
@@ -293,6 +298,7 @@ def _measure_freezing(model: Model, mlps: Mlps) -> bool:
         return False  # other mixers carry information between positions, and would be taken for part of the path
     names = [_z(layer) for layer in layers]
     outputs = [f"blocks.{layer}.hook_mlp_out" for layer in layers] if mlps == "freeze" else []
+    outputs = [name for name in outputs if name in model.bridge.hook_dict]  # none in attention-only models
     base, other = record(model, a, names=[*names, *outputs]), record(model, b, names=names)
     rows = torch.arange(len(a))
     everywhere = torch.ones(a.shape, dtype=torch.bool)

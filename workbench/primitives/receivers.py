@@ -1,6 +1,7 @@
 """Who listens at the end of a path: q of a head, k or v of a kv group, an MLP, or the logits.
 
-Names, as spec files write them, and what a model must have for them to exist. It never runs a model.
+Names, as spec files write them, and what a model must have for them to exist. Free of torch, so that a spec file can be
+checked without it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
-
-from torch import nn
 
 from workbench.errors import CapabilityError, InputError
 
@@ -61,6 +60,8 @@ def existing(model: Model, receivers: tuple[Receiver, ...]) -> tuple[Receiver, .
         InputError: a layer, head or kv group that it does not have.
         CapabilityError: an MLP in a block without an MLP module.
     """
+    from torch import nn
+
     for receiver in receivers:
         if receiver.layer is None:
             continue

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workbench.errors import CapabilityError
+from workbench.errors import WorkbenchError
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
 from workbench.primitives.sweep.swap import as_output, hidden_in, hidden_out, output_width, swapped
@@ -111,7 +111,7 @@ def run_from(
         if start == len(blocks):  # what is left is a function of the last column alone
             given, tokens, mask = given[:, -1:], tokens[:, -1:], None
         for block in blocks[:start]:
-            replaced[block] = _returns(given, run.widths[block])
+            replaced[block] = frozen(run, block, lambda: given)
     try:
         with swapped(replaced), hooked(model, hooks, copy=False, must_fire=False):
             return forward(model, tokens, attention_mask=mask, logits_to_keep=1).logits[:, -1]
@@ -119,9 +119,10 @@ def run_from(
         return None
 
 
-def frozen(run: Run, module: nn.Module, output: Float[Tensor, "batch pos d_model"]) -> Callable[..., Any]:
-    """A replacement for `module` that returns `output` whatever it is called with."""
-    return _returns(output, run.widths[module])
+def frozen(run: Run, module: nn.Module, output: Callable[[], Float[Tensor, "batch pos d_model"]]) -> Callable[..., Any]:
+    """A replacement for `module` that returns `output()` whatever it is called with."""
+    width = run.widths[module]
+    return lambda *_args, **_kwargs: as_output(output(), width)
 
 
 def writes(
@@ -155,7 +156,7 @@ def resumes_exactly(model: Model) -> bool:
         try:
             with torch.no_grad():
                 _resumes[model] = _measure(model)
-        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, CapabilityError):
+        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, WorkbenchError):
             _resumes[model] = False  # a block that is called or answers in another way
     return _resumes[model]
 
@@ -231,11 +232,6 @@ def _logits(found: Tensor | None) -> Tensor:
     if found is None:
         raise RuntimeError("the run was stopped")
     return found
-
-
-def _returns(hidden: Tensor, width: int | None) -> Callable[..., Any]:
-    output = as_output(hidden, width)
-    return lambda *_args, **_kwargs: output
 
 
 def _joined(parts: list[Run], tokens: Tensor, mask: Tensor | None) -> Run:

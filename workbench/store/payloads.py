@@ -145,7 +145,7 @@ def read_table(source: Path | bytes, *, columns: list[str] | None = None) -> pa.
             unknown = [column for column in columns or () if column not in file.schema_arrow.names]
             if unknown:
                 raise InputError(f"The table has no column {unknown[0]!r}; it has {file.schema_arrow.names}.")
-            return file.read(columns)
+            return file.read(columns, use_threads=False)  # its thread pool can abort the process at exit
     except (pa.ArrowException, OSError) as error:  # Arrow reports a failed page checksum as an OSError
         raise Unreadable(str(error)) from error
 

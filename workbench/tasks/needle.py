@@ -92,7 +92,8 @@ def _boundaries(piece: _Piece) -> list[int]:
     found = []
     for match in SENTENCE_END.finditer(piece.text):
         i = bisect_left(starts, match.end())
-        if 0 < i < len(starts) and piece.offsets[i - 1][1] <= match.end():
+        # The token before may hold the full stop and white space (".\n" in many vocabularies), but nothing else.
+        if 0 < i < len(starts) and not piece.text[match.end() : piece.offsets[i - 1][1]].strip():
             found.append(i)
     return found
 
@@ -295,7 +296,7 @@ def needle(
 
     longest = max(lengths)
     answer = max(len(k.ids[slice(*k.answer_span)]) for k in made)
-    n_ctx = getattr(model, "n_ctx", 0)
+    n_ctx = getattr(model, "n_ctx", None) or 0
     check_context(
         model, longest, answer, where="The longest prompt", remedy=f"ask for lengths of at most {n_ctx - answer}"
     )

@@ -19,21 +19,23 @@ that follows attention they do so to first order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.primitives.attribution.graph import Graph, Node
-from workbench.primitives.attribution.nodes import NodeScores, NodeSum, open_nodes
+from workbench.primitives.attribution.graph import Graph
+from workbench.primitives.attribution.nodes import NodeScores, NodeSum, control_heads, open_nodes
 from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, wide
 from workbench.primitives.attribution.wiring import Block, Map, Wiring, hook_name, identity, wiring
 
 if TYPE_CHECKING:
     from workbench.models import Model
+
+Acts = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class EdgeScores:
     """Scores per example, on the CPU, in the order of `graph.senders` and `graph.receivers`; NaN where no edge is.
 
     Attributes:
-        nodes: node scores from the same passes.
+        nodes: node scores from the same passes, with the controls' of the heads.
     """
 
     scores: Float[Tensor, "n sender receiver"]
@@ -57,9 +59,11 @@ def edge_scores(
     *,
     rows: Int[Tensor, " n"] | None = None,
     attention_mask: Int[Tensor, "n pos"] | None = None,
+    where: Bool[Tensor, "n pos"] | None = None,
     path: Sequence[float] = AT_BASE,
+    controls: Sequence[Int[Tensor, "n pos"]] = (),
 ) -> EdgeScores:
-    """Score every edge on a batch of examples; arguments as for `node_scores`.
+    """Score every edge on a batch of examples; arguments as for `node_scores` (`where`: of the sender).
 
     Memory, in float32 or better: `n x senders x pos x d_model` for what senders add, as much per layer for its
     receivers' gradients, and `n x senders x receivers` scores; see `bytes_per_example`.
@@ -69,14 +73,13 @@ def edge_scores(
     """
     wired = wiring(model)
     layers = range(model.n_layers)
+    options: dict[str, Any] = {"rows": rows, "attention_mask": attention_mask, "where": where, "path": path}
     pair = open_nodes(
         model,
         base,
         other,
         metric,
-        rows=rows,
-        attention_mask=attention_mask,
-        path=path,
+        **options,
         grads_of=[hook_name(layer, what) for layer in layers for what in ("q", "k", "v", "mlp_in")],
         keep=[hook_name(layer, what) for layer in layers for what in ("x", "a")],
     )
@@ -96,27 +99,38 @@ def edge_scores(
         made[:, :, -1] += (flat @ end[..., None])[..., 0] * pair.weight
     made[:, ~torch.from_numpy(graph.exists()).to(made.device)] = torch.nan
     made[pair.undefined()] = torch.nan
-    return EdgeScores(made.cpu(), graph, nodes.scores())
+    return EdgeScores(made.cpu(), graph, nodes.scores([control_heads(nodes, tokens, options) for tokens in controls]))
 
 
 def sender_changes(pair: Pair, wired: Wiring) -> Float[Tensor, "n sender pos d_model"]:
-    """c_u[other] - c_u[base] of every sender, 0 at padding."""
+    """c_u[other] - c_u[base] of every sender, 0 where nothing is exchanged."""
     base, other = pair.base.acts, pair.other.acts
-    made = [wide(other[ENTRY]) - wide(base[ENTRY])]
+    made = [input_change(base, other)]
     for layer, block in enumerate(wired.blocks):
-        z, a, m = (hook_name(layer, what) for what in ("z", "a", "m"))
-        added = torch.einsum("bphd,hdm->hbpm", wide(other[z]) - wide(base[z]), block.w_o.to(wide(base[z]).dtype))
-        made += [after_norm(block.write_attn, base[a], change) for change in added]
-        made.append(wide(block.write_mlp(other[m])) - wide(block.write_mlp(base[m])))
-    return torch.stack([pair.real(change) for change in made], dim=1)
+        made += [head_change(block, layer, head, base, other) for head in range(wired.graph.n_heads)]
+        made.append(mlp_change(block, layer, base, other))
+    return torch.stack([pair.exchanged(change) for change in made], dim=1)
 
 
-def after_norm(write: Map, output: Tensor, change: Float[Tensor, "n pos d_model"]) -> Float[Tensor, "n pos d_model"]:
-    """What `change` of a module's output changes in the stream, through the norm that follows it."""
-    if write is identity:
+def input_change(base: Acts, other: Acts) -> Float[Tensor, "n pos d_model"]:
+    return wide(other[ENTRY]) - wide(base[ENTRY])
+
+
+def head_change(block: Block, layer: int, head: int, base: Acts, other: Acts) -> Float[Tensor, "n pos d_model"]:
+    """write(a + dz W_O^h) - write(a)."""
+    name = hook_name(layer, "z")
+    dz = wide(other[name][:, :, head]) - wide(base[name][:, :, head])
+    change = dz @ block.w_o[head].to(dz.dtype)
+    if block.write_attn is identity:
         return change
-    with torch.no_grad():
-        return wide(write(wide(output) + change)) - wide(write(wide(output)))
+    a = base[hook_name(layer, "a")]
+    return wide(block.write_attn((wide(a) + change).to(a.dtype))) - wide(block.write_attn(a))
+
+
+def mlp_change(block: Block, layer: int, base: Acts, other: Acts) -> Float[Tensor, "n pos d_model"]:
+    """write(m[other]) - write(m[base])."""
+    name = hook_name(layer, "m")
+    return wide(block.write_mlp(other[name])) - wide(block.write_mlp(base[name]))
 
 
 def receiver_grads(block: Block, here: Pass, layer: int) -> Float[Tensor, "n receiver pos d_model"]:
@@ -144,7 +158,8 @@ def through_norm(
     n, width = grads.shape[:2]
     copies = wide(stream)[:, None].expand(n, width, *stream.shape[1:]).flatten(0, 1).detach().requires_grad_()
     with torch.enable_grad():
-        (found,) = torch.autograd.grad(read(copies), copies, grads.flatten(0, 1))
+        output = read(copies.to(stream.dtype))
+        (found,) = torch.autograd.grad(output, copies, grads.flatten(0, 1).to(output.dtype))
     return found.detach().unflatten(0, (n, width))
 
 
@@ -154,6 +169,3 @@ def bytes_per_example(model: Model, n_pos: int) -> int:
     receivers = model.n_layers * (model.n_heads + 2 * model.n_kv_heads + 1) + 1
     per_layer = 4 * (model.n_heads + 2 * model.n_kv_heads + 1)  # gradients, copies and results of the norm
     return 4 * (n_pos * model.d_model * (2 * senders + per_layer) + 2 * senders * receivers)
-
-
-__all__ = ["EdgeScores", "Node", "bytes_per_example", "edge_scores"]

@@ -28,10 +28,6 @@ class Node(NamedTuple):
     layer: int = -1
     head: int = -1
 
-    @property
-    def written(self) -> int:
-        return {"input": 0, "head": 2 * self.layer + 1, "mlp": 2 * self.layer + 2}[self.kind]
-
 
 class Receiver(NamedTuple):
     """What reads the stream; `index` is the head of a q, the kv group of a k or v, else -1."""
@@ -85,11 +81,9 @@ class Graph:
         """How many senders have written by then; they are the first ones of `senders`."""
         return 1 + receiver.layer * (self.n_heads + 1) + (self.n_heads if self.read(receiver) % 2 else 0)
 
-    def sender(self, node: Node) -> int:
-        """Its place in `senders`."""
-        if node.kind == "input":
-            return 0
-        return 1 + node.layer * (self.n_heads + 1) + (self.n_heads if node.kind == "mlp" else node.head)
+    def sender_of_head(self, layer: int, head: int) -> int:
+        """Place of a head in `senders`."""
+        return 1 + layer * (self.n_heads + 1) + head
 
     def exists(self) -> Bool[np.ndarray, "sender receiver"]:
         """Which pairs are edges."""

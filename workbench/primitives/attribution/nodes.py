@@ -1,8 +1,8 @@
 """Node attribution: the first-order effect of exchanging one head, one MLP or the input between two runs.
 
-    head    sum over positions and d_head of  dM/dz_h . (z_h[other] - z_h[base])
-    mlp     sum over positions of             dM/dstream . (write(m[other]) - write(m[base])), the stream after the block
-    input   sum over positions of             dM/dx_0 . (x_0[other] - x_0[base]), x_0 the stream that enters block 0
+    head    sum over positions of  dM/dz_h . (z_h[other] - z_h[base])
+    mlp     sum over positions of  dM/dx . (write(m[other]) - write(m[base])), x the stream after the block
+    input   sum over positions of  dM/dx_0 . (x_0[other] - x_0[base]), x_0 the stream that enters block 0
 
 with the gradient at the base run (attribution patching), or its mean along a path of inputs (integrated gradients). A
 score approximates metric(base run with the node's activation of the other run) - metric(base run). `write` is the norm
@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.errors import InputError
-from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, open_pair, wide
+from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, open_pair, run, wide
 from workbench.primitives.attribution.wiring import Wiring, find, hook_name
+from workbench.primitives.patching import check_runs
 from workbench.primitives.sweep.units import attention_layers
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class NodeScores:
 
     Attributes:
         base, other: metric of the two runs.
-        null: scores of the heads with the other run of another example; no rows when none were asked for.
+        null: scores of the heads with the activations of each control; no rows when there are none.
     """
 
     heads: Float[Tensor, "n layer head"]
@@ -54,44 +54,43 @@ def node_scores(
     *,
     rows: Int[Tensor, " n"] | None = None,
     attention_mask: Int[Tensor, "n pos"] | None = None,
+    where: Bool[Tensor, "n pos"] | None = None,
     path: Sequence[float] = AT_BASE,
-    donors: Sequence[Sequence[int]] = (),
+    controls: Sequence[Int[Tensor, "n pos"]] = (),
 ) -> NodeScores:
     """Score every head, MLP and the input, on a batch of examples.
 
-    Cost: two forward passes and `len(path)` backward ones; draws of the null cost that again each, unless the path is
-    the base run alone. Memory: one forward and backward pass, and z and the MLP outputs of both runs.
+    Cost: two forward passes and `len(path)` backward ones. A control costs one forward pass when gradients are taken at
+    the base run alone, otherwise as much as the scores. Memory: one forward and backward pass, and z and the MLP
+    outputs of both runs.
 
     Args:
         base, other: token rows, padded on the left where they differ in length, both runs alike.
         metric: as for `sweep`: `metric(logits [n, vocab], rows [n]) -> [n]`, differentiable.
         rows: numbers of the examples, given to the metric; default 0, 1, 2, ...
         attention_mask: 1 for real tokens, of both runs.
+        where: positions at which activations are exchanged; default all.
         path: where gradients are taken, see `passes`.
-        donors: for each draw of the null, the row whose other run each example gets instead of its own.
+        controls: further runs in the place of `other`, for a null; only heads are scored.
 
     Raises:
-        InputError: shapes or donors that do not fit, a metric without a useful gradient.
+        InputError: shapes that do not fit, or a metric without a useful gradient.
         CapabilityError: the model's head outputs cannot be edited faithfully.
     """
-    pair = open_nodes(model, base, other, metric, rows=rows, attention_mask=attention_mask, path=path)
-    total = NodeSum(pair)
-    for here in pair.passes():
-        total.add(here)
-    scores = total.scores()
-    draws = []
-    for draw in donors:
-        take = _checked(draw, len(base))
-        if pair.path == AT_BASE:
-            draws.append(total.heads(take))
-            continue
-        again = open_nodes(model, base, other[take], metric, rows=rows, attention_mask=attention_mask, path=path)
-        part = NodeSum(again)
-        for here in again.passes():
-            part.add(here)
-        draws.append(part.heads())
-    null = torch.stack(draws).cpu() if draws else scores.null
-    return NodeScores(scores.heads, scores.mlps, scores.inputs, scores.base, scores.other, null)
+    options: dict[str, Any] = {"rows": rows, "attention_mask": attention_mask, "where": where, "path": path}
+    pair = open_nodes(model, base, other, metric, **options)
+    total = NodeSum(pair).along_path()
+    return total.scores([control_heads(total, tokens, options) for tokens in controls])
+
+
+def control_heads(total: NodeSum, tokens: Int[Tensor, "n pos"], options: dict[str, Any]) -> Tensor:
+    """Scores of the heads with the activations of another run."""
+    pair = total.pair
+    check_runs(pair.tokens, tokens, pair.mask)
+    if pair.path != AT_BASE:  # the path leads elsewhere, so the gradients are others
+        return NodeSum(open_nodes(pair.model, pair.tokens, tokens, pair.metric, **options)).along_path().heads()
+    names = [hook_name(layer, "z") for layer in total.layers]
+    return total.heads(run(pair.model, tokens, pair.mask, pair.metric, pair.rows, keep=names))
 
 
 def open_nodes(
@@ -102,6 +101,7 @@ def open_nodes(
     *,
     rows: Int[Tensor, " n"] | None,
     attention_mask: Int[Tensor, "n pos"] | None,
+    where: Bool[Tensor, "n pos"] | None,
     path: Sequence[float],
     grads_of: Sequence[str] = (),
     keep: Sequence[str] = (),
@@ -120,6 +120,7 @@ def open_nodes(
         metric,
         rows=rows,
         attention_mask=attention_mask,
+        where=where,
         path=path,
         grads_of=[*z, *ends, *grads_of],
         keep=[*z, *mlp, *keep],
@@ -146,7 +147,13 @@ class NodeSum:
             grad = wide(here.grads[name]) * self.pair.weight
             self.grads[name] = self.grads[name] + grad if name in self.grads else grad
 
-    def scores(self) -> NodeScores:
+    def along_path(self) -> NodeSum:
+        """All of the path."""
+        for here in self.pair.passes():
+            self.add(here)
+        return self
+
+    def scores(self, null: Sequence[Tensor] = ()) -> NodeScores:
         heads, pair = self.heads(), self.pair
         n, undefined = len(heads), pair.undefined()
         mlps = heads.new_full((n, self.model.n_layers), torch.nan)
@@ -162,32 +169,21 @@ class NodeSum:
             inputs.cpu(),
             pair.base.values.cpu(),
             pair.other.values.cpu(),
-            heads.new_zeros((0, *heads.shape)).cpu(),
+            (torch.stack(list(null)) if null else heads.new_zeros((0, *heads.shape))).cpu(),
         )
 
-    def heads(self, take: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n layer head"]:
-        """Scores of the heads; `take` names the row whose other run each example gets."""
+    def heads(self, other: Pass | None = None) -> Float[Tensor, "n layer head"]:
+        """Scores of the heads, with the activations of the other run, or of the one given."""
         pair = self.pair
+        other = pair.other if other is None else other
         first = self.grads[hook_name(self.layers[0], "z")]
         made = first.new_full((len(first), self.model.n_layers, self.model.n_heads), torch.nan)
         for layer in self.layers:
             name = hook_name(layer, "z")
-            other = pair.other.acts[name]
-            other = other if take is None else other[take.to(other.device)]
-            change = pair.real(wide(other) - wide(pair.base.acts[name]))
+            change = pair.exchanged(wide(other.acts[name]) - wide(pair.base.acts[name]))
             made[:, layer] = torch.einsum("bphd,bphd->bh", self.grads[name], change)
-        undefined = pair.undefined()
-        if take is not None:
-            undefined = undefined | undefined[take.to(undefined.device)]
-        made[undefined] = torch.nan
+        made[~(pair.base.values.isfinite() & other.values.isfinite())] = torch.nan
         return made
 
     def _dot(self, name: str, change: Float[Tensor, "n pos d_model"]) -> Float[Tensor, " n"]:
-        return torch.einsum("bpm,bpm->b", self.grads[name], self.pair.real(change))
-
-
-def _checked(draw: Sequence[int], n: int) -> Int[Tensor, " n"]:
-    take = torch.as_tensor(draw).long()
-    if take.shape != (n,) or bool(((take < 0) | (take >= n)).any()):
-        raise InputError(f"`donors` names one of {n} examples for each of them, not {list(draw)!r}.")
-    return take
+        return torch.einsum("bpm,bpm->b", self.grads[name], self.pair.exchanged(change))

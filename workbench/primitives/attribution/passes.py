@@ -1,8 +1,8 @@
 """The forward and backward passes of attribution: what two runs hold, and gradients on the way from one to the other.
 
     base run, other run     token rows of one shape, position by position alike
-    path                    where gradients are taken: fractions f of the way from the other run to the base run;
-                            f moves the stream that enters block 0 (the token embeddings) and everything above it follows
+    path                    where gradients are taken: fractions f of the way from the other run to the base run; f
+                            moves the stream that enters block 0 (the token embeddings), and all above it follows
 
 `(1,)` is the gradient at the base run: attribution patching and EAP. Several fractions, averaged, are integrated
 gradients (EAP-IG). This file never knows what the gradients are multiplied with.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.errors import CapabilityError, InputError
@@ -40,8 +40,8 @@ NOT_DIFFERENTIABLE = {
 def integration_path(steps: int, *, rule: Rule = "midpoint", from_other: bool = True) -> tuple[float, ...]:
     """Fractions of the way from the other run to the base run at which `steps` gradients are averaged.
 
-    `midpoint` ((k + 1/2) / m) has the smallest error and is the same from both ends. `left` (k = 0 .. m - 1) and `right`
-    (k = 1 .. m) count from one end, the other run unless `from_other` is False.
+    `midpoint` ((k + 1/2) / m) has the smallest error and is the same from both ends. `left` (k = 0 .. m - 1) and
+    `right` (k = 1 .. m) count from one end, the other run unless `from_other` is False.
     """
     if steps < 1:
         raise InputError(f"Integrated gradients need at least one step, not {steps}.")
@@ -70,6 +70,7 @@ class Pair:
     Attributes:
         tokens: of the base run.
         rows: number of each example, for the metric.
+        where: positions at which activations are exchanged; None for all.
         base, other: their passes, without gradients unless the path is `AT_BASE`.
     """
 
@@ -78,6 +79,7 @@ class Pair:
     mask: Int[Tensor, "n pos"] | None
     metric: Metric
     rows: Int[Tensor, " n"]
+    where: Bool[Tensor, "n pos"] | None
     path: tuple[float, ...]
     base: Pass
     other: Pass
@@ -98,12 +100,9 @@ class Pair:
             start = torch.lerp(self.other.acts[ENTRY], self.base.acts[ENTRY], fraction)
             yield run(self.model, self.tokens, self.mask, self.metric, self.rows, *self.wanted, start=start)
 
-    def real(self, values: Float[Tensor, "n pos *rest"]) -> Tensor:
-        """`values` with 0 at padding, where activations are arbitrary."""
-        if self.mask is None:
-            return values
-        mask = self.mask.bool().to(values.device)
-        return torch.where(mask.view(*mask.shape, *[1] * (values.ndim - 2)), values, 0)
+    def exchanged(self, change: Float[Tensor, "n pos *rest"]) -> Tensor:
+        """`change` where activations are exchanged, 0 elsewhere."""
+        return only(change, self.where)
 
     def undefined(self) -> Tensor:
         """Examples whose metric is not a number in one of the runs."""
@@ -118,6 +117,7 @@ def open_pair(
     *,
     rows: Int[Tensor, " n"] | None,
     attention_mask: Int[Tensor, "n pos"] | None,
+    where: Bool[Tensor, "n pos"] | None,
     path: Sequence[float],
     grads_of: Sequence[str],
     keep: Sequence[str],
@@ -133,9 +133,9 @@ def open_pair(
         CapabilityError: the model's head outputs cannot be edited faithfully.
     """
     check_runs(base, other, attention_mask)
-    name = getattr(metric, "name", "")
-    if name in NOT_DIFFERENTIABLE:
-        raise InputError(f"Attribution needs a metric with a gradient: {NOT_DIFFERENTIABLE[name]}.")
+    refusal = NOT_DIFFERENTIABLE.get(getattr(metric, "name", ""))
+    if refusal:
+        raise InputError(f"Attribution needs a metric with a gradient: {refusal}.")
     model.require("head_ablation_ok")
     path = tuple(float(f) for f in path)
     if not path:
@@ -146,7 +146,8 @@ def open_pair(
     first = wanted[0] if path == AT_BASE else ()
     at_base = run(model, base, attention_mask, metric, rows, first, everything)
     at_other = run(model, other, attention_mask, metric, rows, (), everything)
-    return Pair(model, base, attention_mask, metric, rows, path, at_base, at_other, wanted)
+    where = exchange_places(base.shape, where, attention_mask)
+    return Pair(model, base, attention_mask, metric, rows, where, path, at_base, at_other, wanted)
 
 
 def run(
@@ -200,6 +201,29 @@ def run(
                 )
             grads[name] = grad.detach()
     return Pass(values.detach(), {name: live[name].detach() for name in keep}, grads)
+
+
+def exchange_places(
+    shape: torch.Size, where: Bool[Tensor, "n pos"] | None, mask: Int[Tensor, "n pos"] | None
+) -> Bool[Tensor, "n pos"] | None:
+    """Where activations are exchanged: never at padding, where they are arbitrary.
+
+    Raises:
+        InputError: `where` has another shape than the tokens.
+    """
+    if where is not None and where.shape != shape:
+        raise InputError(f"`where` has shape {list(where.shape)}, but the runs have {list(shape)}.")
+    if mask is None:
+        return where
+    return mask.bool() if where is None else where.to(mask.device) & mask.bool()
+
+
+def only(change: Float[Tensor, "n pos *rest"], where: Bool[Tensor, "n pos"] | None) -> Tensor:
+    """`change` at the positions `where`, 0 elsewhere."""
+    if where is None:
+        return change
+    kept = where.to(change.device)
+    return torch.where(kept.view(*kept.shape, *[1] * (change.ndim - 2)), change, 0)
 
 
 def wide(values: Tensor) -> Tensor:

@@ -5,10 +5,10 @@
     MLP input = read_mlp(x) or read_mlp(x + write_attn(a))
     block output = x + write_attn(a) + write_mlp(m)
 
-Each of the four maps is the identity or one of the block's own norms: pre-norm, post-norm (Gemma-2, OLMo-2) and parallel
-blocks (NeoX, GPT-J) are all of this form. On a few random tokens every combination is tried in every layer, and the one
-that reproduces the model's own activations is taken; a model where none does has no edges here. It never knows what
-the edges will be used for.
+Each of the four maps is the identity or one of the block's own norms: pre-norm, post-norm (Gemma-2, OLMo-2) and
+parallel blocks (NeoX, GPT-J) are all of this form. On a few random tokens every combination is tried in every layer,
+and the one that reproduces the model's own activations is taken; a model where none does has no edges here. It never
+knows what the edges will be used for.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def _block(model: Model, layer: int, acts: dict[str, Tensor]) -> Block | str:
     w_o = output_weights(model, layer)
     if not agree(_spread(torch.einsum("bphd,hdm->bpm", _wide(acts["z"]), w_o)), _spread(_wide(a))):
         return f"attention in block {layer} is not the heads' sum z W_O + b_O"
-    return Block(read_attn, reads[0], writes[0], writes[1], reads[1], *weights.values(), w_o)
+    w_q, w_k, w_v = (weights[what] for what in "qkv")
+    return Block(read_attn, reads[0], *writes, reads[1], w_q, w_k, w_v, w_o)
 
 
 def _candidates(block: Any) -> list[Map]:

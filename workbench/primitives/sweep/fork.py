@@ -26,7 +26,16 @@ from torch import Tensor, nn
 
 from workbench.primitives.forward import forward
 from workbench.primitives.sweep.prompts import Prompts, at_columns
-from workbench.primitives.sweep.swap import Call, as_output, hidden_in, hidden_out, output_width, swapped, with_hidden
+from workbench.primitives.sweep.swap import (
+    Call,
+    as_output,
+    dense_unembedding,
+    hidden_in,
+    hidden_out,
+    output_width,
+    swapped,
+    with_hidden,
+)
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -71,7 +80,7 @@ def run_fork(model: Model, prompts: Prompts, start: Start, way: Way) -> Float[Te
     """
     blocks = list(model.bridge.blocks)
     first = start.layer + way.parallel  # the first block that runs
-    replacements: dict[nn.Module, Call] = {}
+    replacements = dense_unembedding(model.hf)
     for layer, block in enumerate(blocks):
         if layer < first:
             replacements[block] = _pass(start.block_width[layer])

@@ -31,6 +31,19 @@ def swapped(replacements: Mapping[nn.Module, Call]) -> Iterator[None]:
                 module.__dict__["forward"] = old
 
 
+def dense_unembedding(hf: nn.Module | None) -> dict[nn.Module, Call]:
+    """For `swapped`: an unembedding that is given contiguous rows.
+
+    One position of each row is a strided view, for which torch multiplies row by row and reads the whole matrix each
+    time: with a vocabulary of 50,000 that takes longer than several blocks.
+    """
+    unembed = None if hf is None else hf.get_output_embeddings()  # type: ignore[operator]
+    if unembed is None:
+        return {}
+    call = unembed.forward
+    return {unembed: lambda x, *args, **kwargs: call(x.contiguous(), *args, **kwargs)}
+
+
 def hidden_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The hidden states a block or an attention module was called with."""
     return args[0] if args and isinstance(args[0], Tensor) else kwargs["hidden_states"]

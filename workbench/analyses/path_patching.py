@@ -1,0 +1,196 @@
+"""Path patching: which heads speak directly to given receivers (Wang et al. 2022, arXiv 2211.00593, section 3.1).
+
+For every sender head h below the receivers R (q of heads, k and v of kv groups, MLPs, or the logits):
+
+1. Run x_orig and x_new. Noising, the paper's direction, has x_orig clean and x_new corrupted.
+2. Run x_orig with all heads frozen to it but h, which speaks as on x_new; note what R gets.
+3. Run x_orig with R getting that, and measure: score(h) = mean of (patched - base) / (other - base) over pairs.
+4. The same with h speaking as on another example's base run: the null (`pair_effects`).
+
+`mlps` says whether MLPs between h and R are recomputed, hence part of the "direct" path (the paper), or frozen.
+Merullo et al. 2024 apply this stage by stage; their -100 x score is minus a hundred times the one here, with positions
+and receiver_positions [-1]. The computation is `primitives.paths`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from workbench.analyses import pair_effects as pairs
+from workbench.analyses.base import Analysis, Result
+from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.models import Model
+    from workbench.primitives.paths import PathPatched
+    from workbench.tasks.pairs import PairDataset
+
+
+class PathPatchingParams(pairs.PairParams):
+    """Those of `PairParams`, and:
+
+    Attributes:
+        receivers: "logits", or together some of "L.H.q" (head H of layer L), "L.G.k", "L.G.v" (kv group G) and "L.mlp".
+        receiver_positions: where the receivers' values are replaced, null for everywhere; `positions` are the sender's.
+        mlps: on the way from sender to receiver, `recompute` or `freeze`.
+        edges: with several receivers, also measure each alone, for the table `edges`; costs as much again for each.
+    """
+
+    direction: pairs.Direction = "noising"
+    receivers: tuple[str, ...] = ("logits",)
+    receiver_positions: tuple[int, ...] | None = Field(default=None, min_length=1)
+    mlps: Literal["recompute", "freeze"] = "recompute"
+    edges: bool = True
+
+    @field_validator("receivers", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("receivers")
+    @classmethod
+    def _names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from workbench.primitives.receivers import parse_receivers  # free of torch, as a spec file is read without it
+
+        try:
+            parse_receivers(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+def run(model: Model, data: PairDataset, params: PathPatchingParams, seed: int) -> Result:
+    """Patch the paths from every head to the receivers.
+
+    Result: `heads` with the extra columns `raw_effect`, `raw_stderr` and `q`, status "no path to a receiver" for heads
+    at or above all of them; arrays `per_example` (shares), `raw_per_example` and, with controls, `null_per_example`,
+    all `[n, n_layers, n_heads]`; tables `examples` and `edges` (a row per sender and receiver that a path connects).
+
+    Raises:
+        InputError: the data are no pairs; a receiver or position does not exist.
+        CapabilityError: this architecture's paths cannot be told apart.
+    """
+    from workbench.primitives.patching import share_of_gap
+    from workbench.primitives.paths import path_patch
+
+    started = time.perf_counter()
+    two = pairs.runs(model, data, params, "path_patching")
+    options: dict[str, Any] = {
+        "readouts": two.readouts,
+        "mlps": params.mlps,
+        "attention_mask": two.mask,
+        "sender_positions": params.positions,
+        "receiver_positions": params.receiver_positions,
+        "batch_rows": params.batch_rows,
+    }
+    done = path_patch(model, two.base, two.other, receivers=params.receivers, **options)
+    senders = [unit[0] for unit in done.senders]
+    shape = (model.n_layers, model.n_heads)
+    base, other = done.base[params.metric], done.other[params.metric]
+    share = pairs.on_grid(done.share(params.metric, least=params.least), senders, shape)
+    raw = pairs.on_grid(done.effect(params.metric), senders, shape)
+    scored = time.perf_counter()
+
+    null = None
+    if params.controls:
+        rng = np.random.default_rng(seed)
+        total = np.zeros((len(senders), len(data)))
+        for _ in range(params.controls):
+            take, found = pairs.donors(two.lengths, rng)
+            drawn = path_patch(
+                model, two.base, two.base, receivers=params.receivers, donors=take.tolist(), **options
+            ).values[params.metric]
+            total += share_of_gap(np.where(found, drawn, np.nan), base, other, least=params.least)
+        null = pairs.on_grid(total / params.controls, senders, shape)
+    absent = np.full(shape, "no attention heads", dtype=object)
+    for reaches, (layer, head) in zip(done.reaches, senders, strict=True):
+        absent[layer, head] = "" if reaches else "no path to a receiver"
+    names = [str(receiver) for receiver in done.receivers]
+    meta = {"receivers": ", ".join(names), "mlps": params.mlps, "direction": params.direction}
+    heads = pairs.head_table(
+        model, share, raw, null, params, seed, analysis="path_patching", rows="head", absent=absent, meta=meta
+    )
+    controlled = time.perf_counter()
+
+    alone = {names[0]: done}
+    if params.edges and len(names) > 1:
+        alone = {name: path_patch(model, two.base, two.other, receivers=name, **options) for name in names}
+    tables = {"examples": pairs.examples_table(data, base, other, share, params)}
+    if len(names) == 1 or params.edges:
+        tables["edges"] = _edges(alone, params, seed)
+    arrays = {"per_example": share.astype(np.float32), "raw_per_example": raw.astype(np.float32)}
+    if null is not None:
+        arrays["null_per_example"] = null.astype(np.float32)
+    summary: dict[str, Any] = {
+        **pairs.headline(tables["examples"], heads),
+        "receivers": names,
+        "mlps": params.mlps,
+        "n_senders": int(done.reaches.sum()),
+    }
+    return Result(
+        analysis="path_patching",
+        heads=heads,
+        params=params,
+        model=model.describe(),
+        data=data.describe(),
+        tables=tables,
+        arrays=arrays,
+        summary=summary,
+        timing={
+            "scoring": scored - started,
+            "controls": controlled - scored,
+            "edges": time.perf_counter() - controlled,
+        },
+        seed=seed,
+    )
+
+
+def path_patching(model: Model, data: PairDataset, *, seed: int = 0, **params: Any) -> Result:
+    """Which heads speak directly to the receivers; the notebook form of `analysis: path_patching`.
+
+    Args:
+        data: pairs, from `workbench.tasks.pairs_from_samples` or a task.
+        params: fields of `PathPatchingParams`.
+
+    Example:
+        >>> wb.path_patching(model, pairs, receivers=["9.6.q", "9.9.q"]).heads.top(5)  # doctest: +SKIP
+
+    Raises:
+        InputError: unusable data, receivers or parameters.
+        CapabilityError: this architecture's paths cannot be told apart.
+    """
+    return ANALYSIS(model, data, ANALYSIS.parse(params), seed=seed)
+
+
+def _edges(alone: dict[str, PathPatched], params: PathPatchingParams, seed: int) -> pd.DataFrame:
+    """One row per sender and receiver between which a path exists."""
+    import pandas as pd
+
+    frames = []
+    for name, found in alone.items():
+        rows = np.flatnonzero(found.reaches)
+        share = found.share(params.metric, least=params.least)[rows]
+        facts = {
+            "sender_layer": [found.senders[row][0][0] for row in rows],
+            "sender_head": [found.senders[row][0][1] for row in rows],
+            "receiver": [name] * len(rows),
+        }
+        numbers = pairs.summarise(share, found.effect(params.metric)[rows], params, seed)
+        frames.append(pd.DataFrame({**facts, **numbers}))
+    return pd.concat(frames, ignore_index=True)
+
+
+ANALYSIS = Analysis(
+    name="path_patching",
+    paper="Wang et al. 2022, arXiv 2211.00593",
+    params_type=PathPatchingParams,
+    data_kind="pairs",
+    requires=("head_ablation_ok",),
+    run=run,
+)
