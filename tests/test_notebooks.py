@@ -32,7 +32,9 @@ def test_notebooks_run_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_STORE", str(tmp_path / "store"))
     wb.run(ROOT / "experiments" / spec, overrides=settings, progress=False)
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     shown = [output["data"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
     assert any("application/vnd.plotly.v1+json" in data for data in shown), "the plots show themselves"
     assert any("<svg" in data.get("text/html", "") or "<table" in data.get("text/html", "") for data in shown)

@@ -1,4 +1,4 @@
-"""A tiny dataset of each kind and quick parameters for each analysis: what the contract suite runs every analysis on."""
+"""A tiny dataset of each kind and quick parameters for each analysis: what the contract suite runs on."""
 
 from __future__ import annotations
 

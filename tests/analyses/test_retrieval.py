@@ -1,4 +1,4 @@
-"""Retrieval scores equal a step-by-step decode with `output_attentions`, and the result carries what the paper reports."""
+"""Retrieval scores equal a step-by-step decode with `output_attentions`; the result carries what the paper reports."""
 
 from __future__ import annotations
 

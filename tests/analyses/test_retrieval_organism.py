@@ -1,4 +1,4 @@
-"""On a model that truly retrieves, the analysis finds the heads that do it, and masking them is what breaks retrieval."""
+"""On a model that truly retrieves, the analysis finds the heads that do it, and masking them breaks retrieval."""
 
 from __future__ import annotations
 

@@ -123,6 +123,6 @@ def test_random_heads_match_the_layers_and_avoid_retrieval_heads():
 
 
 def test_a_k_beyond_the_model_is_refused():
-    with pytest.raises(InputError, match="causal.ks contains 99"):
+    with pytest.raises(InputError, match=r"causal\.ks contains 99"):
         conditions([(0, 0)], 0, 1, CausalParams(ks=(99,)), np.random.default_rng(0))
     assert ladder(3, 32) == (1, 2, 3, 5)

@@ -29,6 +29,17 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
+class PromptParams(Params):
+    """Parameters of an analysis that reads prompts.
+
+    Attributes:
+        template: what surrounds each prompt: null for nothing, `chat` for the tokenizer's chat template, or text with
+            `{prompt}` in it. It takes effect where the data are made (`workbench.tasks`).
+    """
+
+    template: str | None = None
+
+
 @dataclass
 class Result:
     """What an analysis returns: the head table, the evidence under it and how it was made.

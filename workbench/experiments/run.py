@@ -156,7 +156,9 @@ def compute(ready: Prepared, *, say: Say | None = None) -> Result:
     if model.fingerprint != ready.fingerprint:
         raise InputError(f"The model {ready.model_path!r} changed on disk while it was being loaded; run it again.")
     with ready.inputs.folder() as folder:
-        data = tasks.resolve(model, ready.inputs.data, base_dir=folder, seed=spec.seed)
+        data = tasks.resolve(
+            model, ready.inputs.data, base_dir=folder, seed=spec.seed, template=spec.params.get("template")
+        )
     loaded = time.perf_counter()
     say(f"{spec.name}: {spec.analysis} on {len(data)} examples, {model.n_layers} x {model.n_heads} heads")
     result = analysis(model, data, analysis.params_type.model_validate(spec.params), seed=spec.seed)

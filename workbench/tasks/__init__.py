@@ -34,8 +34,8 @@ __all__ = [
     "resolve",
 ]
 
-_TASK_KEYS = {"needle": ("n", "lengths", "depths", "needles", "n_needles", "haystack", "seed")}
-_EXPLICIT_KEYS = ("needle_match", "name")
+_TASK_KEYS = {"needle": ("n", "lengths", "depths", "needles", "n_needles", "haystack", "template", "seed")}
+_EXPLICIT_KEYS = ("needle_match", "template", "name")
 _FORMS = ("task", "samples", "pairs", "file")
 
 
@@ -45,7 +45,12 @@ def names() -> list[str]:
 
 
 def resolve(
-    model: Any, data: Mapping[str, Any], *, base_dir: str | Path | None = None, seed: int = 0
+    model: Any,
+    data: Mapping[str, Any],
+    *,
+    base_dir: str | Path | None = None,
+    seed: int = 0,
+    template: str | None = None,
 ) -> NeedleDataset | PairDataset:
     """The dataset that a `data:` block describes.
 
@@ -55,6 +60,7 @@ def resolve(
             or, when the first has a `clean`, pairs. Samples take `needle_match`.
         base_dir: folder of the spec file; paths in the block are relative to it.
         seed: used where the block names none.
+        template: what surrounds each prompt, where the block names none (see `template.frame`).
 
     Raises:
         InputError: the block is unusable; the message names the key, the sample or the line.
@@ -66,7 +72,7 @@ def resolve(
         given = " and ".join(forms) or ", ".join(map(str, data)) or "nothing"
         hint = "" if forms else "".join(did_you_mean(str(key), _FORMS) for key in list(data)[:1])
         raise InputError(f"data must have exactly one of task, samples, pairs and file, but has {given}.{hint}")
-    options = {key: value for key, value in data.items() if key not in forms}
+    options = {"template": template, **{key: value for key, value in data.items() if key not in forms}}
 
     if forms == ["task"]:
         task = data["task"]
@@ -81,7 +87,7 @@ def resolve(
     if forms == ["file"]:
         rows = checks.json_lines(data["file"], base_dir=base_dir, what="samples file")
     are_pairs = forms == ["pairs"] or any("clean" in row for row in list(rows.values())[:1])
-    checks.known_keys(options, ("name",) if are_pairs else _EXPLICIT_KEYS, where="data")
+    checks.known_keys(options, ("template", "name") if are_pairs else _EXPLICIT_KEYS, where="data")
     if forms == ["samples"]:
         return from_samples(model, data["samples"], **options)
     if forms == ["pairs"]:

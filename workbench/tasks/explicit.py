@@ -1,7 +1,7 @@
 """Explicit needle samples: prompts a user wrote, with the needle named by its text.
 
 A needle is the first occurrence of its text in the prompt, and its span is every token that overlaps those characters.
-Prompts are tokenised as everywhere in the package: no chat template, BOS once at the front.
+Prompts are tokenised as everywhere in the package: BOS once at the front, and no template unless one is asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from workbench.errors import InputError, did_you_mean
 from workbench.tasks import checks
 from workbench.tasks.samples import NeedleDataset, NeedleSample
+from workbench.tasks.template import Frame, frame
 
 QUESTION_TOKENS = 32  # without an explicit question, at most this many tokens at the end of the prompt count as one
 SAMPLE_KEYS = ("prompt", "needle", "question", "id")
@@ -35,7 +36,7 @@ def check_context(model: Any, n_prompt: int, n_answer: int, *, where: str, remed
         )
 
 
-def _sample(model: Any, row: Any, index: int, match: NeedleMatch, origin: str) -> NeedleSample:
+def _sample(model: Any, row: Any, index: int, match: NeedleMatch, origin: str, around: Frame) -> NeedleSample:
     from workbench.models import encode
 
     name = row.get("id") if isinstance(row, Mapping) else None
@@ -60,8 +61,9 @@ def _sample(model: Any, row: Any, index: int, match: NeedleMatch, origin: str) -
             )
         notes.append(f"the needle text occurs {occurrences} times; the first occurrence counts")
 
-    encoded = encode(model, prompt)
-    span = token_span(encoded.offsets, start, stop)
+    encoded = encode(model, f"{around.before}{prompt}{around.after}")
+    shift = len(around.before)
+    span = token_span(encoded.offsets, shift + start, shift + stop)
     if span is None:
         raise InputError(f"{where}: the tokenizer drops every character of the needle {text!r}; choose another needle.")
     n = len(encoded.ids)
@@ -73,7 +75,7 @@ def _sample(model: Any, row: Any, index: int, match: NeedleMatch, origin: str) -
             raise InputError(
                 f"{where}: the question {asked!r} does not occur after the needle; copy it from the prompt."
             )
-        found = token_span(encoded.offsets, at, at + len(asked))
+        found = token_span(encoded.offsets, shift + at, shift + at + len(asked))
         question = (n, n) if found is None else (max(found[0], span[1]), max(found[1], span[1]))
     if question[0] == question[1]:
         notes.append("nothing follows the needle, so there is no question")
@@ -94,6 +96,7 @@ def from_samples(
     samples: Sequence[Mapping[str, Any]],
     *,
     needle_match: str = "first",
+    template: str | None = None,
     name: str = "samples",
     origins: Sequence[str] | None = None,
 ) -> NeedleDataset:
@@ -105,6 +108,7 @@ def from_samples(
             one, the question is what follows the needle, at most the last 32 tokens of the prompt.
         needle_match: what to do when a needle's text occurs more than once: `first` takes the first occurrence and
             leaves a note on the sample, `unique` refuses.
+        template: what surrounds each prompt (see `template.frame`); nothing by default.
         origins: what to call each sample in a message (lines of a file, say); default "Sample 0", "Sample 1", ...
 
     Raises:
@@ -118,8 +122,10 @@ def from_samples(
     match = cast(NeedleMatch, needle_match)
     if origins is None:
         origins = [f"Sample {index}" for index in range(len(samples))]
+    around = frame(model, template)
     made = tuple(
-        _sample(model, row, i, match, origin) for i, (row, origin) in enumerate(zip(samples, origins, strict=True))
+        _sample(model, row, i, match, origin, around)
+        for i, (row, origin) in enumerate(zip(samples, origins, strict=True))
     )
     seen: dict[str, int] = {}
     for index, sample in enumerate(made):
@@ -128,5 +134,7 @@ def from_samples(
                 f"{origins[seen[sample.id]]} and {origins[index]} share the id {sample.id!r}; ids must differ."
             )
         seen[sample.id] = index
-    recipe = {"samples": [dict(row) for row in samples], "needle_match": needle_match}
+    recipe: dict[str, Any] = {"samples": [dict(row) for row in samples], "needle_match": needle_match}
+    if template is not None:
+        recipe["template"] = template
     return NeedleDataset(name=name, samples=made, meta=recipe)

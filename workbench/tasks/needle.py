@@ -32,6 +32,7 @@ from workbench.errors import InputError
 from workbench.tasks import checks, prose
 from workbench.tasks.explicit import check_context, token_span
 from workbench.tasks.samples import NeedleDataset, NeedleSample
+from workbench.tasks.template import frame
 
 CARRIER = "The road was long."  # the sentence before and after every piece while it is tokenised
 SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|[。！？]|(?=\n\s*\n)")
@@ -118,7 +119,7 @@ def _haystack(model: Any, source: Callable[[int], str], size: int) -> _Haystack:
     return _Haystack(piece, piece.ids * rounds, tuple(boundaries))
 
 
-def _check_needle(model: Any, row: Any, index: int, unknown: int | None) -> _Needle:
+def _check_needle(model: Any, row: Any, index: int, unknown: int | None, after: str) -> _Needle:
     """Validate one `{needle, question, answer}` and tokenise it."""
     where = f"Needle {index}"
     if isinstance(row, Mapping):
@@ -145,7 +146,7 @@ def _check_needle(model: Any, row: Any, index: int, unknown: int | None) -> _Nee
         raise InputError(
             f"{where}: the model's vocabulary lacks a word of the answer {answer!r}; choose words it knows."
         )
-    asked = _tokenise(model, question, followed=False)
+    asked = _tokenise(model, question + after, followed=False)
     return _Needle(str(row.get("id") or f"needle{index}"), piece.ids, span, answer, asked.ids)
 
 
@@ -245,6 +246,7 @@ def needle(
     needles: str | Path | Sequence[Mapping[str, Any]] | None = None,
     n_needles: int | None = None,
     haystack: str | Path | None = None,
+    template: str | None = None,
     seed: int = 0,
     base_dir: str | Path | None = None,
 ) -> NeedleDataset:
@@ -258,6 +260,7 @@ def needle(
             is put at the end of the prompt as it is. Default: synthetic ones that the organism `retrieval` never saw.
         n_needles: how many needles to use; default: all that are given, or a new synthetic one for every sample.
         haystack: a text file, repeated if too short; default: synthetic prose.
+        template: what surrounds the whole prompt (see `template.frame`); it counts towards the length.
         seed: for the synthetic texts and for which sample gets which length, depth and needle.
         base_dir: what relative paths are relative to.
 
@@ -287,8 +290,11 @@ def needle(
                 f"n_needles is {n_needles}, but only {len(rows)} needles are given; lower it or give more."
             )
         rows = rows[:n_needles]
+    around = frame(model, template)
+    if template is not None:
+        recipe["template"] = template
     unknown = getattr(tokenizer, "unk_token_id", None)
-    made = [_check_needle(model, row, index, unknown) for index, row in enumerate(rows)]
+    made = [_check_needle(model, row, index, unknown, around.after) for index, row in enumerate(rows)]
     if needles is not None:
         recipe["needles"] = str(needles) if isinstance(needles, str | Path) else [dict(row) for row in rows]
     recipe["n_needles"] = len(made)
@@ -313,7 +319,7 @@ def needle(
     hay = _haystack(model, source, longest)
 
     bos = bos_id(tokenizer)
-    front = () if bos is None or bos not in encode(model, CARRIER).ids[:1] else (bos,)
+    front = tuple(encode(model, around.before).ids) if around.before else () if bos is None else (bos,)
     rng = random.Random(f"needle-design-{seed}")
     design = _design(n, len(lengths), len(depths), len(made), rng)
     samples = tuple(

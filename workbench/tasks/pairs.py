@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from workbench.errors import InputError
 from workbench.tasks import checks
+from workbench.tasks.template import Frame, frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,6 +177,7 @@ def pairs_from_samples(
     model: Any,
     pairs: Sequence[Mapping[str, Any]],
     *,
+    template: str | None = None,
     name: str = "pairs",
     origins: Sequence[str] | None = None,
 ) -> PairDataset:
@@ -184,6 +186,7 @@ def pairs_from_samples(
     Args:
         model: a `Model`, or anything `workbench.models.encode` takes (a tokenizer, say).
         pairs: all four are texts; `answer` and `wrong` as they would continue the clean prompt (" Mary", space first).
+        template: what surrounds each prompt (see `template.frame`); nothing by default.
         origins: what to call each pair in a message (lines of a file, say); default "Pair 0", "Pair 1", ...
 
     Raises:
@@ -193,7 +196,10 @@ def pairs_from_samples(
         raise InputError("pairs must be a list with at least one {clean, corrupted, answer, wrong}.")
     if origins is None:
         origins = [f"Pair {index}" for index in range(len(pairs))]
-    made = tuple(_pair(model, row, i, origin) for i, (row, origin) in enumerate(zip(pairs, origins, strict=True)))
+    around = frame(model, template)
+    made = tuple(
+        _pair(model, row, i, origin, around) for i, (row, origin) in enumerate(zip(pairs, origins, strict=True))
+    )
     seen: dict[str, int] = {}
     for index, pair in enumerate(made):
         if pair.id in seen:
@@ -201,16 +207,20 @@ def pairs_from_samples(
                 f"{origins[seen[pair.id]]} and {origins[index]} share the id {pair.id!r}; ids must differ."
             )
         seen[pair.id] = index
-    return PairDataset(name=name, samples=made, meta={"pairs": [dict(row) for row in pairs]})
+    recipe: dict[str, Any] = {"pairs": [dict(row) for row in pairs]}
+    if template is not None:
+        recipe["template"] = template
+    return PairDataset(name=name, samples=made, meta=recipe)
 
 
-def _pair(model: Any, row: Any, index: int, origin: str) -> PairSample:
+def _pair(model: Any, row: Any, index: int, origin: str, around: Frame) -> PairSample:
     from workbench.models import encode
 
     name = row.get("id") if isinstance(row, Mapping) else None
     where = origin if name is None else f"{origin} ({name!r})"
     clean, corrupted, answer, wrong = (checks.required_text(row, key, where=where) for key in PAIR_KEYS[:4])
     checks.known_keys(row, PAIR_KEYS, where=where)
+    clean, corrupted = (f"{around.before}{prompt}{around.after}" for prompt in (clean, corrupted))
 
     ids, others = tuple(encode(model, clean).ids), tuple(encode(model, corrupted).ids)
     if len(ids) != len(others):

@@ -73,7 +73,8 @@ def run(model: Model, data: PairDataset, params: AttributionParams, seed: int) -
     if found.edges is not None:
         tables["edges"] = edges_table(model, found.edges)
         summary["n_edges"] = len(tables["edges"])
-        summary["notes"] = list(wiring(model).notes)
+        if wiring(model).notes:
+            summary["notes"] = list(wiring(model).notes)
     if params.spot_check:
         tables["spot_check"], summary["spot_check"] = spot_check(work, found, seed)
     arrays = {"per_example": share, "raw_per_example": found.heads}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.analyses.base import Params
+from workbench.analyses.base import Params, PromptParams
 
 Variant = Literal["wu", "wu_compat", "attention_mass", "qr"]
 
@@ -32,16 +32,18 @@ class CausalParams(Params):
     max_new_tokens: int | None = Field(default=None, ge=1)
 
 
-class RetrievalParams(Params):
-    """Attributes:
-    variant: which score (see `score`).
-    recall_gate: a sample counts when more than this percent of its needle's words were generated; 0 counts all.
-    max_new_tokens: decoding steps at most.
-    threshold: a head at or above this mean score is called a retrieval head (paper: 0.1).
-    controls: random spans per sample that the null is drawn from.
-    bootstrap: resamples for the intervals.
-    batch_size: prompts of similar length decoded together, fewer when they are very long.
-    causal: the masking experiment; null leaves it out.
+class RetrievalParams(PromptParams):
+    """Those of `PromptParams`, and:
+
+    Attributes:
+        variant: which score (see `score`).
+        recall_gate: a sample counts when more than this percent of its needle's words were generated; 0 counts all.
+        max_new_tokens: decoding steps at most.
+        threshold: a head at or above this mean score is called a retrieval head (paper: 0.1).
+        controls: random spans per sample that the null is drawn from.
+        bootstrap: resamples for the intervals.
+        batch_size: prompts of similar length decoded together, fewer when they are very long.
+        causal: the masking experiment; null leaves it out.
     """
 
     variant: Variant = "wu"
