@@ -7,8 +7,8 @@ what the tokens say. One run prints, for the same samples and the same number of
     step by step    the whole sequence again at every step, `output_attentions=True` (the obviously right reference)
     cached steps    one prefill per sample, then cached steps with `output_attentions=True` (as the paper's code)
 
-and checks that all three give the same scores. The samples are one haystack with the needle at as many depths; times are
-per sample, and step by step, which is slow, runs on the first `--slow-samples` of them. Peak memory above the loaded
+and checks that all three give the same scores. The samples are one haystack with the needle at as many depths; times
+are per sample, and step by step, which is slow, runs on `--slow-samples` of them. Peak memory above the loaded
 model is sampled every few milliseconds, in a fresh process per context length.
 
     python bench/retrieval.py [--length 1024] [--samples 10] [--steps 16] [--threads 2] [--quick]

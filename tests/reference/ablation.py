@@ -60,9 +60,10 @@ def read(hf, tokens: Tensor, mask: Tensor | None = None) -> tuple[dict[int, Tens
 
 
 def edited(hf, tokens: Tensor, mask: Tensor | None, unit: Iterable[tuple[int, int]], new: Callable) -> Tensor:
-    """Next-token logits with z of every head in `unit` replaced by `new(layer, head, z, v)`, all `[batch, pos, d_head]`.
+    """Next-token logits with z of every head in `unit` replaced by `new(layer, head, z, v)`.
 
-    Layers are edited in one forward: a higher layer's z and v are those that the lower edit leaves.
+    What `new` sees and returns is `[batch, pos, d_head]`. Layers are edited in one forward: a higher layer's z and v
+    are those that the lower edit leaves.
     """
     v: dict[int, Tensor] = {}
     heads = sorted(unit)
@@ -118,20 +119,22 @@ def even(hf, layer: int, v: Tensor, mask: Tensor | None) -> Tensor:
 
 def metric(name: str, rows: Tensor, base: Tensor, answer: Tensor, wrong: Tensor) -> list[float]:
     """One number per prompt, each from its definition, in float64."""
-    out = []
-    for row, base_row, a, w in zip(rows.double(), base.double(), answer.tolist(), wrong.tolist(), strict=True):
-        p, q = torch.softmax(row, 0), torch.softmax(base_row, 0)
-        out.append(
-            {
-                "logit_diff": lambda: row[a] - row[w],
-                "kl": lambda: (q * (q.log() - p.log())).sum(),
-                "prob": lambda: p[a],
-                "log_prob": lambda: p[a].log(),
-                "rank": lambda: (row > row[a]).sum(),
-                "loss": lambda: -p[a].log(),
-            }[name]()
-        )
-    return [float(x) for x in out]
+    prompts = zip(rows.double(), base.double(), answer.tolist(), wrong.tolist(), strict=True)
+    return [float(_METRICS[name](row, base_row, a, w)) for row, base_row, a, w in prompts]
+
+
+def _p(row: Tensor) -> Tensor:
+    return torch.softmax(row, 0)
+
+
+_METRICS: dict[str, Callable] = {
+    "logit_diff": lambda row, base, a, w: row[a] - row[w],
+    "kl": lambda row, base, a, w: (_p(base) * (_p(base).log() - _p(row).log())).sum(),
+    "prob": lambda row, base, a, w: _p(row)[a],
+    "log_prob": lambda row, base, a, w: _p(row)[a].log(),
+    "rank": lambda row, base, a, w: (row > row[a]).sum(),
+    "loss": lambda row, base, a, w: -_p(row)[a].log(),
+}
 
 
 @contextmanager

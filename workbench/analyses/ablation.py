@@ -189,7 +189,7 @@ def _summary(heads: HeadTable, swept: SweepResult, params: AblationParams) -> di
         "n_undefined": int(undefined.sum()),
         "base": float(stats.mean(swept.base)),
         "n_significant": int((heads["q"] < 0.05).sum()) if params.controls else None,
-        "top": [list(key) for key in heads.top(5).keys()] if heads.ok.any() else [],
+        "top": [list(key) for key in heads.top(5)] if heads.ok.any() else [],
         "method": swept.method,
         "notes": list(swept.notes),
         "cost": swept.cost.to_dict(),

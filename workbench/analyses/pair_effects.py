@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from workbench import stats
-from workbench.analyses.base import Params
+from workbench.analyses.base import PromptParams
 from workbench.errors import InputError
 from workbench.tables import HeadTable
 
@@ -40,7 +40,7 @@ _MIN_GAP = {"logit_diff": 0.05, "log_prob": 0.05, "loss": 0.05, "kl": 0.001, "pr
 NO_GAP = "clean and corrupted do not differ on the metric"
 
 
-class PairParams(Params):
+class PairParams(PromptParams):
     """Attributes:
     direction: `denoising` puts clean activations into the corrupted run, `noising` corrupted ones into the clean run.
     metric: read at the last token; `kl` is from the base run, the others are of `answer` (and `wrong`).

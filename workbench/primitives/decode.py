@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -62,6 +62,15 @@ class Prefilled:
             return None
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (columns >= torch.tensor(self.padding, device=self.tokens.device)[:, None]).long()
+
+    def row_cache(self, row: int, length: int) -> DynamicCache:
+        """The cache of one prompt alone, without its padding, cut to its first `length` tokens."""
+        first = self.padding[row]
+        cache = fork(self.cache, length=first + length)
+        for layer in _layers(cache):
+            if layer.is_initialized:
+                layer.keys, layer.values = (x[row : row + 1, :, first:] for x in (layer.keys, layer.values))
+        return cache
 
 
 def prefill(
@@ -205,14 +214,18 @@ def _merge(model: Model, prompts: Sequence[Sequence[int]], bucket: list[tuple[in
     longest = max(len(prompts[i]) for i in index)
     padding = tuple(longest - len(prompts[i]) for i in index)
     merged = fork(bucket[0][1])
-    for i, layer in enumerate(merged.layers):
+    caches = [_layers(cache) for _, cache in bucket]
+    for i, layer in enumerate(_layers(merged)):
         if layer.is_initialized:  # layers that borrow another layer's keys hold none of their own
-            layer.keys = torch.cat([_padded(c.layers[i].keys, n) for (_, c), n in zip(bucket, padding, strict=True)])
-            layer.values = torch.cat(
-                [_padded(c.layers[i].values, n) for (_, c), n in zip(bucket, padding, strict=True)]
-            )
+            layer.keys = torch.cat([_padded(c[i].keys, n) for c, n in zip(caches, padding, strict=True)])
+            layer.values = torch.cat([_padded(c[i].values, n) for c, n in zip(caches, padding, strict=True)])
     rows = [[prompts[i][0]] * n + list(prompts[i]) for i, n in zip(index, padding, strict=True)]
     return Prefilled(index, torch.tensor(rows, device=model.device), padding, merged)
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    """The cache's layers; each has `keys` and `values` once it is initialised, which its type does not say."""
+    return list(cache.layers)
 
 
 def _padded(states: Tensor, columns: int) -> Tensor:

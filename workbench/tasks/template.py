@@ -38,7 +38,7 @@ def frame(model_or_tokenizer: Any, template: str | None) -> Frame:
         tokenizer = getattr(model_or_tokenizer, "tokenizer", model_or_tokenizer)
         if not getattr(tokenizer, "chat_template", None):
             raise InputError(
-                "template is 'chat', but the tokenizer has no chat template; leave it out, or write one around {prompt}."
+                "template is 'chat', but the tokenizer has no chat template; leave it out, or write one with {prompt}."
             )
         turn = [{"role": "user", "content": _MARK}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)

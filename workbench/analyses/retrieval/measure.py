@@ -57,7 +57,7 @@ def measure(model: Model, data: NeedleDataset, params: RetrievalParams, seed: in
     heads = _head_table(model, scores[accepted], null, params, seed)
     tables = {
         "samples": frame,
-        "by_condition": properties.by_condition(frame[accepted], scores[accepted]),
+        "by_condition": properties.by_condition(frame.loc[accepted], scores[accepted]),
         "recall_grid": properties.recall_grid(frame),
     }
     summary: dict[str, Any] = {
@@ -228,9 +228,9 @@ def _causal(
 
 def _headline(table: pd.DataFrame, n_retrieval: int) -> dict[str, Any]:
     """Recall unmasked, and with as many heads masked as there are retrieval heads (or the most tried)."""
-    masked = table[table["group"] != "none"]
+    masked = table.query("group != 'none'")
     ks = sorted(int(k) for k in masked["k"].unique())
     k = n_retrieval if n_retrieval in ks else ks[-1]
-    at_k = masked[masked["k"] == k]
+    at_k = masked.query("k == @k")
     cells = {f"{r.group}_{r.kind}_{r.scope}": float(r.recall) for r in at_k.itertuples()}
     return {"k": k, "recall_unmasked": float(table.loc[table["group"] == "none", "recall"].iloc[0]), "recall": cells}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workbench.analyses.retrieval.score import Span
 from workbench.errors import CapabilityError
-from workbench.primitives.decode import Prefilled, decode, fork, prefill
+from workbench.primitives.decode import Prefilled, decode, prefill
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
 
@@ -169,11 +169,7 @@ def _question_mass(
         return read
 
     first, stop = (batch.padding[row] + position for position in question)
-    cache = fork(batch.cache, length=first)
-    for layer in cache.layers:
-        if layer.is_initialized:  # this row alone, without its padding
-            layer.keys = layer.keys[row : row + 1, :, batch.padding[row] :]
-            layer.values = layer.values[row : row + 1, :, batch.padding[row] :]
+    cache = batch.row_cache(row, question[0])
     with hooked(model, [(_pattern(layer), reader(layer)) for layer in layers], copy=False):
         tokens = batch.tokens[row : row + 1, first:stop]
         forward(model, tokens, cache=cache, use_cache=True, logits_to_keep=1)

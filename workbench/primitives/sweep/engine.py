@@ -13,28 +13,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import CapabilityError, InputError
 from workbench.primitives.hooks import hooked
 from workbench.primitives.interventions import applied
 from workbench.primitives.sweep import controls as random_edits
-from workbench.primitives.sweep import units as unit_sets
 from workbench.primitives.sweep.base import Base, dataset_means, last_logits, run_base
 from workbench.primitives.sweep.checkpoint import Checkpoint
-from workbench.primitives.sweep.cost import Cost, Shape, flops_per_second
-from workbench.primitives.sweep.edit import Edit, interventions, shuffled
-from workbench.primitives.sweep.exactness import begin, exactness
+from workbench.primitives.sweep.cost import Cost, flops_per_second
+from workbench.primitives.sweep.edit import Edit, interventions
+from workbench.primitives.sweep.exactness import begin
 from workbench.primitives.sweep.fork import Start, Way, output_weights, run_fork
-from workbench.primitives.sweep.plan import Plan, batches, make_plan
+from workbench.primitives.sweep.plan import batches
 from workbench.primitives.sweep.prompts import Prompts
-from workbench.primitives.sweep.units import Unit, by_lowest_layer, in_one_layer
+from workbench.primitives.sweep.units import Unit, in_one_layer
 from workbench.progress import bar
 
 if TYPE_CHECKING:
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 
     from workbench.models import Model
 
-Method = Literal["auto", "fork", "hooks"]
-Metric = Callable[..., Tensor]
 T = TypeVar("T")
 
 
@@ -128,205 +124,83 @@ def estimate(
     """What `sweep` with these arguments would cost; `timed` runs two forwards of one batch to tell the seconds."""
     kind = edit if isinstance(edit, Edit) else Edit(edit)
     other = tokens if kind.needs_other else None
-    planned = _Sweep(model, tokens, attention_mask, other, units, kind, None, controls, budget, 0, method)
+    planned = Request(model, tokens, attention_mask, other, units, kind, None, controls, budget, 0, method)
     if not timed:
         return planned.cost
     chunk = planned.prompts.take(planned.plan.chunks[0])
     return planned.timed(flops_per_second(model, planned.shape, chunk.tokens, chunk.mask))
 
 
-@dataclass
-class _Sweep:
-    """One sweep: the request, checked, and everything derived from it."""
+class _Run:
+    """A request being worked on: what changes while it runs."""
 
-    model: Model
-    tokens: Tensor
-    attention_mask: Tensor | None
-    other: Tensor | None
-    requested: Sequence[Any]
-    requested_edit: Edit | str
-    metric: Metric | None
-    controls: int
-    budget: int | None
-    seed: int
-    method: Method
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        model = self.model
-        self.edit = self.requested_edit if isinstance(self.requested_edit, Edit) else Edit(self.requested_edit)
-        model.require("head_axis_ok", "head_ablation_ok")
-        self.units = unit_sets.checked(model, self.requested)
-        if self.controls < 0 or (self.controls and not all(map(in_one_layer, self.units))):
-            raise InputError(
-                f"controls={self.controls} needs units that lie in one layer each; leave controls out, or split them."
-            )
-        self.groups = by_lowest_layer(self.units)
-        self.layers = sorted({layer for unit in self.units for layer, _ in unit})
-        self.shape = Shape.of(model)
-        everyone = Prompts.checked(self.tokens, self.attention_mask, self._other())
-        self.prompts = everyone.to(model.device)
-        self.way = self._choose()
-        self.plan: Plan = make_plan(
-            model,
-            self.prompts,
-            self.shape,
-            n_layers=len(self.layers),
-            budget=self.budget,
-            other=self.edit.needs_other,
-        )
-        self.piece = max(map(len, self.plan.chunks))
-        self.cost = self._cost()
+    def __init__(self, asked: Request, folder: str | Path | None):
+        self.asked, self.model = asked, asked.model
+        self.kept = Checkpoint(folder, None if folder is None else asked.key())
+        sizes = self.kept.sizes
+        longest = max(map(len, asked.plan.chunks))
+        self.rows = min(asked.plan.rows, sizes.get("rows", asked.plan.rows))  # of a batch of edits
+        self.piece = min(longest, sizes.get("piece", longest))  # examples of a base run
+        self.cost, self.notes = asked.cost, list(asked.notes)
         self.weights: dict[int, Tensor] = {}
 
-    def run(self, folder: str | Path | None) -> SweepResult:
+    def result(self) -> SweepResult:
         started = time.perf_counter()
-        kept = Checkpoint(folder, None if folder is None else self._key())
-        self.plan.rows = min(self.plan.rows, kept.sizes.get("rows", self.plan.rows))
-        self.piece = min(self.piece, kept.sizes.get("piece", self.piece))
-        n = len(self.prompts)
-        values = np.full((1 + self.controls, len(self.units), n), np.nan)
+        asked = self.asked
+        n = len(asked.prompts)
+        values = np.full((1 + self.asked.controls, len(self.asked.units), n), np.nan)
         base_values = np.full(n, np.nan)
         means = None
         with torch.no_grad(), bar(values.size, f"sweep by {self.cost.method}") as shown:
-            for number, members in enumerate(self.plan.chunks):
+            for number, members in enumerate(self.asked.plan.chunks):
                 base: Base | None = None
-                for layer, group in self.groups.items():
-                    part = kept.load(number, layer)
+                for layer, group in self.asked.groups.items():
+                    part = self.kept.load(number, layer)
                     if part is None:
                         if base is None:
-                            means = self._means(kept) if means is None else means
-                            base = self._base(members, means, kept)
-                        part = self._layer(base, layer, group, means, kept, shown)
-                        kept.save(number, layer, part)
+                            means = self._means() if means is None else means
+                            base = self._base(members, means)
+                        part = self._layer(base, layer, group, means, shown)
+                        self.kept.save(number, layer, part)
                     else:
                         shown.update(part["values"].numel())
                     values[np.ix_(range(len(values)), group, members)] = part["values"].numpy()
                     base_values[members] = part["base"].numpy()
-        kept.remove()
+        self.kept.remove()
         return SweepResult(
             values=values[0],
             base=base_values,
             controls=values[1:],
-            units=self.units,
+            units=self.asked.units,
             method=self.cost.method,
             cost=self.cost,
             notes=tuple(self.notes),
             seconds=time.perf_counter() - started,
         )
 
-    def timed(self, flops_per_second: float) -> Cost:
-        return replace(self.cost, seconds=self.cost.flops / flops_per_second)
-
-    # ---- preparation
-
-    def _other(self) -> Tensor | None:
-        """Tokens of the second run, each beside the example it is put into."""
-        if self.edit.kind == "resample":
-            source = self.tokens if self.other is None else self.other
-            checked = Prompts.checked(self.tokens, self.attention_mask, source)
-            order = shuffled(checked.padding * self.tokens.shape[1] + checked.last.cpu(), self.seed)
-            return source[torch.tensor(order, device=source.device)]
-        if self.edit.kind == "patch":
-            if self.other is None:
-                raise InputError("The edit `patch` needs `other`: the tokens of the run that is patched in.")
-            return self.other
-        return None
-
-    def _choose(self) -> Way | None:
-        """How to fork; None for full forwards with hooks."""
-        if self.method == "hooks":
+    def _means(self) -> dict[int, Tensor] | None:
+        if self.asked.edit.kind != "mean":
             return None
-        found = exactness(self.model)
-        if found.way is None and self.method == "fork":
-            raise CapabilityError(f"Model {self.model.name!r} cannot be forked: {found.note}; use method='auto'.")
-        if found.note:
-            self.notes.append(found.note)
-        return found.way
+        if self.asked.edit.values is not None:
+            return {layer: value.to(self.model.device) for layer, value in self.asked.edit.values.items()}
+        chunks = [self.asked.prompts.take(members) for members in self.asked.plan.chunks]
+        return self._fitting(lambda: dataset_means(self.model, chunks, self.asked.layers, piece=self.piece), "piece")
 
-    def _cost(self) -> Cost:
-        shape, n, edits = self.shape, len(self.prompts), 1 + self.controls
-        # every example at its own length; chunks hold examples of similar length
-        lengths = [self.prompts.tokens.shape[1]] * n
-        if self.prompts.mask is not None:
-            lengths = self.prompts.mask.sum(dim=1).tolist()
-        extra = {"uniform": 1, "patch": 1, "resample": 1, "mean": 1}.get(self.edit.kind, 0)
-        once = sum(shape.full(pos, logits_at=1) for pos in lengths) * (1 + extra)
-        flops, forwards = once, len(self.plan.chunks) * (1 + extra)
-        for layer, group in self.groups.items():
-            for pos in lengths:
-                for number in group:
-                    heads = len(self.units[number])
-                    one = shape.full(pos, logits_at=1) if self.way is None else shape.fork(layer, pos, heads, self.way)
-                    flops += one * edits
-            alone = self.way is None or not all(in_one_layer(self.units[number]) for number in group)
-            for members in self.plan.chunks:
-                size = min(self.plan.rows, len(members)) if alone else self.plan.rows
-                forwards += edits * sum(1 for _ in batches(len(group), len(members), size))
-        itemsize = torch.empty((), dtype=self.model.dtype).element_size()
-        longest = max(lengths)
-        working = self.plan.rows * shape.row_bytes(longest, itemsize)
-        kept = shape.base_bytes(longest, len(self.layers), itemsize, other=self.edit.needs_other)
-        return Cost(
-            method="hooks" if self.way is None else "fork",
-            units=len(self.units),
-            examples=n,
-            controls=self.controls,
-            forwards=forwards,
-            rows=self.plan.rows,
-            flops=float(flops),
-            reference_flops=float(len(self.units) * edits * sum(shape.full(pos, logits_at=pos) for pos in lengths)),
-            bytes=working + kept * max(map(len, self.plan.chunks)),
-        )
-
-    def _key(self) -> list[Any]:
-        """Everything that decides the numbers, JSON-able."""
-        import hashlib
-
-        if not hasattr(self.metric, "key"):
-            raise InputError("A sweep with a checkpoint needs a metric with a key(), such as a `Readout`.")
-        tensors = (self.tokens, self.attention_mask, self.prompts.other)
-        return [
-            self.model.fingerprint,
-            self.model.config_digest,
-            self.model.basis,
-            str(self.model.dtype),
-            self.model.device.type,
-            [None if t is None else hashlib.sha256(t.cpu().long().numpy().tobytes()).hexdigest() for t in tensors],
-            list(self.tokens.shape),
-            self.units,
-            self.edit.key(),
-            self.metric.key(),  # type: ignore[union-attr]
-            self.controls,
-            self.seed,
-            self.cost.method,
-            self.plan.chunks,
-            self.plan.rows,
-            torch.__version__,
-        ]
-
-    # ---- work
-
-    def _means(self, kept: Checkpoint) -> dict[int, Tensor] | None:
-        if self.edit.kind != "mean":
-            return None
-        if self.edit.values is not None:
-            return {layer: value.to(self.model.device) for layer, value in self.edit.values.items()}
-        chunks = [self.prompts.take(members) for members in self.plan.chunks]
-        return self._fitting(lambda: dataset_means(self.model, chunks, self.layers, piece=self.piece), "piece", kept)
-
-    def _base(self, members: list[int], means: dict[int, Tensor] | None, kept: Checkpoint) -> Base:
-        chunk = self.prompts.take(members)
-        stream = self.way is not None
+    def _base(self, members: list[int], means: dict[int, Tensor] | None) -> Base:
+        chunk = self.asked.prompts.take(members)
+        stream = self.asked.way is not None
         started = time.perf_counter()
         base = self._fitting(
-            lambda: run_base(self.model, chunk, self.edit, self.layers, means=means, piece=self.piece, stream=stream),
+            lambda: run_base(
+                self.model, chunk, self.asked.edit, self.asked.layers, means=means, piece=self.piece, stream=stream
+            ),
             "piece",
-            kept,
         )
         if self.cost.seconds is None:
-            speed = len(chunk) * self.shape.full(chunk.tokens.shape[1], logits_at=1) / (time.perf_counter() - started)
-            self.cost = self.timed(speed)
+            speed = (
+                len(chunk) * self.asked.shape.full(chunk.tokens.shape[1], logits_at=1) / (time.perf_counter() - started)
+            )
+            self.cost = self.asked.timed(speed)
         return base
 
     def _layer(
@@ -335,24 +209,23 @@ class _Sweep:
         layer: int,
         group: list[int],
         means: dict[int, Tensor] | None,
-        kept: Checkpoint,
         shown: Any,
     ) -> dict[str, Tensor]:
         """Values `[1 + controls, unit, example]` of units whose edit begins in `layer`, and the base's `[example]`."""
-        together = [number for number in group if self.way is not None and in_one_layer(self.units[number])]
+        together = [number for number in group if self.asked.way is not None and in_one_layer(self.asked.units[number])]
         alone = [number for number in group if number not in together]
         place = {number: i for i, number in enumerate(group)}
-        out = torch.full((1 + self.controls, len(group), len(base.prompts)), torch.nan, dtype=torch.float64)
-        for draw in range(1 + self.controls):
-            for numbers, size in ((together, self.plan.rows), *(([number], None) for number in alone)):
+        out = torch.full((1 + self.asked.controls, len(group), len(base.prompts)), torch.nan, dtype=torch.float64)
+        for draw in range(1 + self.asked.controls):
+            for numbers, size in ((together, self.rows), *(([number], None) for number in alone)):
                 if not numbers:
                     continue
 
                 def work(draw: int = draw, numbers: list[int] = numbers, size: int | None = size) -> Tensor:
-                    rows = self.plan.rows if size is not None else min(self.plan.rows, len(base.prompts))
+                    rows = self.rows if size is not None else min(self.rows, len(base.prompts))
                     return self._edited(base, layer, numbers, draw - 1, rows, means)
 
-                out[draw, [place[number] for number in numbers]] = self._fitting(work, "rows", kept)
+                out[draw, [place[number] for number in numbers]] = self._fitting(work, "rows")
                 shown.update(len(numbers) * len(base.prompts))
         return {"values": out, "base": self._measure(base.logits, base.prompts, base.logits)}
 
@@ -366,8 +239,8 @@ class _Sweep:
             part = _cut(base, examples)
             logits = (
                 self._by_hooks(part, chosen[0], draw, means)
-                if self.way is None
-                else self._by_fork(part, layer, chosen, draw, means, self.way)
+                if self.asked.way is None
+                else self._by_fork(part, layer, chosen, draw, means, self.asked.way)
             )
             batch = part.prompts.repeat(len(chosen))
             base_logits = part.logits.repeat(len(chosen), 1)
@@ -379,7 +252,7 @@ class _Sweep:
         self, base: Base, layer: int, numbers: list[int], draw: int, means: dict[int, Tensor] | None, way: Way
     ) -> Tensor:
         """Logits `[unit x example, vocab]`, units outermost."""
-        units = [self.units[number] for number in numbers]
+        units = [self.asked.units[number] for number in numbers]
         delta = self._delta(base, layer, numbers, draw)  # [unit, example, pos, d_model]
         start = begin(base, layer, delta, way)
         batch = base.prompts.repeat(len(units))
@@ -387,16 +260,16 @@ class _Sweep:
         if not later:
             return run_fork(self.model, batch, _flat(start), way)
         # a set across layers: fork where it begins, hooks above; such a unit is alone in its batch
-        above = interventions(self.edit, tuple(later), other=base.other or None, means=means)
+        above = interventions(self.asked.edit, tuple(later), other=base.other or None, means=means)
         whole = Way(parallel=way.parallel, tail=False)
         with applied(self.model, above, attention_mask=base.prompts.mask):
             return run_fork(self.model, batch, _flat(begin(base, layer, delta, whole)), whole)
 
     def _by_hooks(self, base: Base, number: int, draw: int, means: dict[int, Tensor] | None) -> Tensor:
         """Logits `[example, vocab]` of one unit, by a full forward."""
-        unit = self.units[number]
+        unit = self.asked.units[number]
         if draw < 0:
-            edits = interventions(self.edit, unit, other=base.other or None, means=means)
+            edits = interventions(self.asked.edit, unit, other=base.other or None, means=means)
             with applied(self.model, edits, attention_mask=base.prompts.mask):
                 return last_logits(self.model, base.prompts)
         layer = unit[0][0]
@@ -413,35 +286,35 @@ class _Sweep:
         if layer not in self.weights:
             self.weights = {layer: output_weights(self.model, layer)}  # one layer's at a time
         weights = self.weights[layer]
-        delta = base.delta([self.units[number] for number in numbers], layer, weights)
+        delta = base.delta([self.asked.units[number] for number in numbers], layer, weights)
         if draw < 0:
             return delta
         examples = base.prompts.rows.tolist()
-        ways = random_edits.directions(numbers, examples, delta.shape[-1], draw=draw, seed=self.seed)
+        ways = random_edits.directions(numbers, examples, delta.shape[-1], draw=draw, seed=self.asked.seed)
         return random_edits.of_equal_norm(delta, ways)
 
     def _measure(self, logits: Tensor, prompts: Prompts, base_logits: Tensor) -> Tensor:
-        assert self.metric is not None
+        assert self.asked.metric is not None
         rows = prompts.rows.to(logits.device)
-        needs_base = getattr(self.metric, "needs_base", False)
-        values = self.metric(logits, rows, base_logits) if needs_base else self.metric(logits, rows)
+        needs_base = getattr(self.asked.metric, "needs_base", False)
+        values = self.asked.metric(logits, rows, base_logits) if needs_base else self.asked.metric(logits, rows)
         return values.detach().double().cpu()
 
-    def _fitting(self, work: Callable[[], T], size: str, kept: Checkpoint) -> T:
+    def _fitting(self, work: Callable[[], T], size: str) -> T:
         """Do it, with half the batch (`rows`) or base piece (`piece`) for as long as memory runs out."""
         while True:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
-                current = self.plan.rows if size == "rows" else self.piece
+                current = self.rows if size == "rows" else self.piece
                 if current <= 1 or not _out_of_memory(error):
                     raise
                 half = current // 2
             if size == "rows":
-                self.plan.rows = half
+                self.rows = half
             else:
                 self.piece = half
-            kept.save_sizes(**{size: half})
+            self.kept.save_sizes(**{size: half})
             self.notes.append(f"memory ran out; {size} per batch halved to {half}")
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
