@@ -228,9 +228,10 @@ def _causal(
 
 def _headline(table: pd.DataFrame, n_retrieval: int) -> dict[str, Any]:
     """Recall unmasked, and with as many heads masked as there are retrieval heads (or the most tried)."""
-    masked = table.query("group != 'none'")
-    ks = sorted(int(k) for k in masked["k"].unique())
+    rows = table.to_dict("records")
+    unmasked = next(row["recall"] for row in rows if row["group"] == "none")
+    ks = sorted({row["k"] for row in rows if row["group"] != "none"})
     k = n_retrieval if n_retrieval in ks else ks[-1]
-    at_k = masked.query("k == @k")
-    cells = {f"{r.group}_{r.kind}_{r.scope}": float(r.recall) for r in at_k.itertuples()}
-    return {"k": k, "recall_unmasked": float(table.loc[table["group"] == "none", "recall"].iloc[0]), "recall": cells}
+    at_k = [row for row in rows if row["k"] == k]
+    recall = {f"{row['group']}_{row['kind']}_{row['scope']}": float(row["recall"]) for row in at_k}
+    return {"k": int(k), "recall_unmasked": float(unmasked), "recall": recall}

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from workbench.primitives.attribution.graph import Graph
 from workbench.primitives.attribution.nodes import NodeScores, NodeSum, control_heads, open_nodes
-from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, wide
-from workbench.primitives.attribution.wiring import Block, Map, Wiring, hook_name, identity, wiring
+from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass
+from workbench.primitives.attribution.wiring import Block, Map, Wiring, hook_name, identity, wide, wiring
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -107,7 +107,7 @@ def sender_changes(pair: Pair, wired: Wiring) -> Float[Tensor, "n sender pos d_m
     base, other = pair.base.acts, pair.other.acts
     made = [input_change(base, other)]
     for layer, block in enumerate(wired.blocks):
-        made += [head_change(block, layer, head, base, other) for head in range(wired.graph.n_heads)]
+        made += head_changes(block, layer, range(wired.graph.n_heads), base, other)
         made.append(mlp_change(block, layer, base, other))
     return torch.stack([pair.exchanged(change) for change in made], dim=1)
 
@@ -116,15 +116,17 @@ def input_change(base: Acts, other: Acts) -> Float[Tensor, "n pos d_model"]:
     return wide(other[ENTRY]) - wide(base[ENTRY])
 
 
-def head_change(block: Block, layer: int, head: int, base: Acts, other: Acts) -> Float[Tensor, "n pos d_model"]:
-    """write(a + dz W_O^h) - write(a)."""
-    name = hook_name(layer, "z")
-    dz = wide(other[name][:, :, head]) - wide(base[name][:, :, head])
-    change = dz @ block.w_o[head].to(dz.dtype)
+def head_changes(
+    block: Block, layer: int, heads: Sequence[int], base: Acts, other: Acts
+) -> list[Float[Tensor, "n pos d_model"]]:
+    """write(a + dz W_O^h) - write(a) of every head asked for."""
+    name, w_o = hook_name(layer, "z"), block.w_o
+    changes = [(wide(other[name][:, :, h]) - wide(base[name][:, :, h])) @ w_o[h] for h in heads]
     if block.write_attn is identity:
-        return change
+        return changes
     a = base[hook_name(layer, "a")]
-    return wide(block.write_attn((wide(a) + change).to(a.dtype))) - wide(block.write_attn(a))
+    before = wide(block.write_attn(a))
+    return [wide(block.write_attn((wide(a) + change).to(a.dtype))) - before for change in changes]
 
 
 def mlp_change(block: Block, layer: int, base: Acts, other: Acts) -> Float[Tensor, "n pos d_model"]:
@@ -136,14 +138,8 @@ def mlp_change(block: Block, layer: int, base: Acts, other: Acts) -> Float[Tenso
 def receiver_grads(block: Block, here: Pass, layer: int) -> Float[Tensor, "n receiver pos d_model"]:
     """dM/dx_v of q of every head, k and v of every group, and the MLP, in that order."""
     x = here.acts[hook_name(layer, "x")]
-    weights = {"q": block.w_q, "k": block.w_k, "v": block.w_v}
-    read = torch.cat(
-        [
-            torch.einsum("bpid,imd->bipm", g := wide(here.grads[hook_name(layer, what)]), weight.to(g.dtype))
-            for what, weight in weights.items()
-        ],
-        dim=1,
-    )
+    grads = {what: wide(here.grads[hook_name(layer, what)]) for what in ("q", "k", "v")}
+    read = torch.cat([torch.einsum("bpid,imd->bipm", grads[what], block.w_in(what)) for what in grads], dim=1)
     mlp = wide(here.grads[hook_name(layer, "mlp_in")])[:, None]
     stream = block.mlp_stream(x, here.acts[hook_name(layer, "a")])
     return torch.cat([through_norm(block.read_attn, x, read), through_norm(block.read_mlp, stream, mlp)], dim=1)

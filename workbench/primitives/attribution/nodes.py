@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, open_pair, run, wide
-from workbench.primitives.attribution.wiring import Wiring, find, hook_name
+from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, open_pair, run
+from workbench.primitives.attribution.wiring import Wiring, find, hook_name, wide
 from workbench.primitives.patching import check_runs
 from workbench.primitives.sweep.units import attention_layers
 

@@ -224,8 +224,3 @@ def only(change: Float[Tensor, "n pos *rest"], where: Bool[Tensor, "n pos"] | No
         return change
     kept = where.to(change.device)
     return torch.where(kept.view(*kept.shape, *[1] * (change.ndim - 2)), change, 0)
-
-
-def wide(values: Tensor) -> Tensor:
-    """In float32 or better."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

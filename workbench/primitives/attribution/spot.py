@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.primitives.attribution.edges import head_change, input_change, mlp_change
+from workbench.primitives.attribution.edges import head_changes, input_change, mlp_change
 from workbench.primitives.attribution.graph import Node, Receiver
-from workbench.primitives.attribution.passes import ENTRY, Metric, Pass, exchange_places, only, run, wide
-from workbench.primitives.attribution.wiring import Wiring, hook_name, wiring
+from workbench.primitives.attribution.passes import ENTRY, Metric, Pass, exchange_places, only, run
+from workbench.primitives.attribution.wiring import Wiring, hook_name, wide, wiring
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
 from workbench.primitives.interventions import applied, patch
@@ -113,7 +113,7 @@ def _sent(wired: Wiring, sender: Node, here: Pass, there: Pass) -> Float[Tensor,
     block = wired.blocks[sender.layer]
     if sender.kind == "mlp":
         return mlp_change(block, sender.layer, here.acts, there.acts)
-    return head_change(block, sender.layer, sender.head, here.acts, there.acts)
+    return head_changes(block, sender.layer, [sender.head], here.acts, there.acts)[0]
 
 
 def _read(wired: Wiring, receiver: Receiver, here: Pass, change: Float[Tensor, "n pos d_model"]) -> Hook:
@@ -128,8 +128,7 @@ def _read(wired: Wiring, receiver: Receiver, here: Pass, change: Float[Tensor, "
         moved = block.read_mlp((wide(stream) + change).to(stream.dtype))
         return hook_name(layer, "mlp_in"), lambda value, _: moved.to(value.dtype)
     read = wide(block.read_attn((wide(x) + change).to(x.dtype))) - wide(block.read_attn(x))
-    weight = {"q": block.w_q, "k": block.w_k, "v": block.w_v}[receiver.kind][receiver.index]
-    added = read @ weight.to(read.dtype)  # [n, pos, d_head]
+    added = read @ block.w_in(receiver.kind)[receiver.index]  # [n, pos, d_head]
 
     def edit(value: Tensor, _: Any) -> Tensor:
         value = value.clone()

@@ -26,7 +26,6 @@ from workbench.errors import CapabilityError
 from workbench.primitives.attribution.graph import Graph
 from workbench.primitives.capture import capture
 from workbench.primitives.suffix import agree, some_tokens
-from workbench.primitives.sweep.fork import output_weights
 from workbench.primitives.sweep.units import attention_layers
 
 if TYPE_CHECKING:
@@ -62,22 +61,28 @@ class Block:
     """One block's maps and weights.
 
     Attributes:
+        attn: the attention module, where the weights are read.
         read_attn, read_mlp: from the stream to what attention and MLP are given.
         write_attn, write_mlp: from their outputs to what is added to the stream.
         mlp_sees_attn: whether the MLP reads the stream after attention; False in a parallel block.
-        w_q, w_k, w_v: by head or kv group, `[index, d_model, d_head]`.
-        w_o: `[head, d_head, d_model]`.
     """
+
+    attn: Any
 
     read_attn: Map
     read_mlp: Map
     write_attn: Map
     write_mlp: Map
     mlp_sees_attn: bool
-    w_q: Float[Tensor, "head d_model d_head"]
-    w_k: Float[Tensor, "kv_group d_model d_head"]
-    w_v: Float[Tensor, "kv_group d_model d_head"]
-    w_o: Float[Tensor, "head d_head d_model"]
+
+    def w_in(self, what: str) -> Float[Tensor, "index d_model d_head"]:
+        """W_Q by head, W_K or W_V by kv group, in float32 or better."""
+        return wide(getattr(self.attn, f"W_{what.upper()}").detach())
+
+    @property
+    def w_o(self) -> Float[Tensor, "head d_head d_model"]:
+        """In float32 or better."""
+        return wide(self.attn.W_O.detach())
 
     def mlp_stream(self, x: Tensor, a: Tensor) -> Tensor:
         """The stream that the MLP reads."""
@@ -162,16 +167,14 @@ def _block(model: Model, layer: int, acts: dict[str, Tensor]) -> Block | str:
     reads = _closest({(f, late): f(streams[late]) for late in streams for f in maps}, acts["mlp_in"])
     if reads is None:
         return f"what the MLP reads in block {layer} is not a norm of the stream"
-    attn = model.bridge.blocks[layer].attn
-    w_q, w_k, w_v = (_wide(getattr(attn, f"W_{what}")) for what in "QKV")
-    for what, weight in (("q", w_q), ("k", w_k), ("v", w_v)):
-        if not _explains(acts["attn_in"], weight, acts[what]):
+    block = Block(model.bridge.blocks[layer].attn, read_attn, reads[0], *writes, reads[1])
+    for what in ("q", "k", "v"):
+        if not _explains(acts["attn_in"], block.w_in(what), acts[what]):
             return f"hook_{what} of block {layer} is not its input times W_{what.upper()}"
-    w_o = output_weights(model, layer)
-    summed = torch.einsum("bphd,hdm->bpm", _wide(acts["z"]), w_o)
-    if not agree(_spread(summed), _spread(_wide(a)), tolerance=_tolerance(a)):
+    summed = torch.einsum("bphd,hdm->bpm", wide(acts["z"]), block.w_o)
+    if not agree(_spread(summed), _spread(wide(a)), tolerance=_tolerance(a)):
         return f"attention in block {layer} is not the heads' sum z W_O + b_O"
-    return Block(read_attn, reads[0], *writes, reads[1], w_q, w_k, w_v, w_o)
+    return block
 
 
 def _closest(made: dict[Key, Tensor], want: Tensor) -> Key | None:
@@ -179,7 +182,7 @@ def _closest(made: dict[Key, Tensor], want: Tensor) -> Key | None:
 
     Closest on average: a few huge entries of the stream must not hide what is added to the others.
     """
-    errors = {key: float((_wide(value) - _wide(want)).abs().mean()) for key, value in made.items()}
+    errors = {key: float((wide(value) - wide(want)).abs().mean()) for key, value in made.items()}
     best = min(errors, key=lambda key: errors[key])
     return best if agree(made[best], want) else None
 
@@ -194,8 +197,8 @@ def _explains(read: Tensor, weight: Float[Tensor, "index d_model d_head"], got: 
     """Whether `got` is `read` times `weight`, up to a bias."""
     if got.ndim != 4 or got.shape[2] != weight.shape[0] or got.shape[3] != weight.shape[2]:
         return False
-    made = torch.einsum("bpm,imd->bpid", _wide(read), weight)
-    return agree(_spread(made), _spread(_wide(got)), tolerance=_tolerance(got))
+    made = torch.einsum("bpm,imd->bpid", wide(read), weight)
+    return agree(_spread(made), _spread(wide(got)), tolerance=_tolerance(got))
 
 
 def _tolerance(measured: Tensor) -> float | None:
@@ -208,8 +211,9 @@ def _spread(values: Tensor) -> Tensor:
     return values - values[:1, :1]
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
+def wide(values: Tensor) -> Tensor:
+    """In float32 or better."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _notes(model: Model, blocks: list[Block]) -> list[str]:

@@ -32,6 +32,7 @@ from workbench.primitives.sweep.exactness import begin
 from workbench.primitives.sweep.fork import Start, Way, output_weights, run_fork
 from workbench.primitives.sweep.plan import batches
 from workbench.primitives.sweep.prompts import Prompts
+from workbench.primitives.sweep.request import Method, Metric, Request
 from workbench.primitives.sweep.units import Unit, in_one_layer
 from workbench.progress import bar
 
@@ -104,9 +105,8 @@ def sweep(
         InputError: heads, shapes or options that do not fit.
         CapabilityError: the model's head outputs cannot be edited faithfully.
     """
-    return _Sweep(model, tokens, attention_mask, other, units, edit, metric, controls, budget, seed, method).run(
-        checkpoint
-    )
+    asked = Request(model, tokens, attention_mask, other, units, edit, metric, controls, budget, seed, method)
+    return _Run(asked, checkpoint).result()
 
 
 def estimate(
@@ -148,13 +148,13 @@ class _Run:
         started = time.perf_counter()
         asked = self.asked
         n = len(asked.prompts)
-        values = np.full((1 + self.asked.controls, len(self.asked.units), n), np.nan)
+        values = np.full((1 + asked.controls, len(asked.units), n), np.nan)
         base_values = np.full(n, np.nan)
         means = None
         with torch.no_grad(), bar(values.size, f"sweep by {self.cost.method}") as shown:
-            for number, members in enumerate(self.asked.plan.chunks):
+            for number, members in enumerate(asked.plan.chunks):
                 base: Base | None = None
-                for layer, group in self.asked.groups.items():
+                for layer, group in asked.groups.items():
                     part = self.kept.load(number, layer)
                     if part is None:
                         if base is None:
@@ -171,7 +171,7 @@ class _Run:
             values=values[0],
             base=base_values,
             controls=values[1:],
-            units=self.asked.units,
+            units=asked.units,
             method=self.cost.method,
             cost=self.cost,
             notes=tuple(self.notes),
@@ -179,62 +179,50 @@ class _Run:
         )
 
     def _means(self) -> dict[int, Tensor] | None:
-        if self.asked.edit.kind != "mean":
+        asked = self.asked
+        if asked.edit.kind != "mean":
             return None
-        if self.asked.edit.values is not None:
-            return {layer: value.to(self.model.device) for layer, value in self.asked.edit.values.items()}
-        chunks = [self.asked.prompts.take(members) for members in self.asked.plan.chunks]
-        return self._fitting(lambda: dataset_means(self.model, chunks, self.asked.layers, piece=self.piece), "piece")
+        if asked.edit.values is not None:
+            return {layer: value.to(self.model.device) for layer, value in asked.edit.values.items()}
+        chunks = [asked.prompts.take(members) for members in asked.plan.chunks]
+        return self._fitting(lambda: dataset_means(self.model, chunks, asked.layers, piece=self.piece), "piece")
 
     def _base(self, members: list[int], means: dict[int, Tensor] | None) -> Base:
-        chunk = self.asked.prompts.take(members)
-        stream = self.asked.way is not None
+        asked, chunk = self.asked, self.asked.prompts.take(members)
+        options: dict[str, Any] = {"means": means, "stream": asked.way is not None}
         started = time.perf_counter()
         base = self._fitting(
-            lambda: run_base(
-                self.model, chunk, self.asked.edit, self.asked.layers, means=means, piece=self.piece, stream=stream
-            ),
-            "piece",
+            lambda: run_base(self.model, chunk, asked.edit, asked.layers, piece=self.piece, **options), "piece"
         )
         if self.cost.seconds is None:
-            speed = (
-                len(chunk) * self.asked.shape.full(chunk.tokens.shape[1], logits_at=1) / (time.perf_counter() - started)
-            )
-            self.cost = self.asked.timed(speed)
+            flops = len(chunk) * asked.shape.full(chunk.tokens.shape[1], logits_at=1)
+            self.cost = asked.timed(flops / (time.perf_counter() - started))
         return base
 
     def _layer(
-        self,
-        base: Base,
-        layer: int,
-        group: list[int],
-        means: dict[int, Tensor] | None,
-        shown: Any,
+        self, base: Base, layer: int, group: list[int], means: dict[int, Tensor] | None, shown: Any
     ) -> dict[str, Tensor]:
         """Values `[1 + controls, unit, example]` of units whose edit begins in `layer`, and the base's `[example]`."""
-        together = [number for number in group if self.asked.way is not None and in_one_layer(self.asked.units[number])]
-        alone = [number for number in group if number not in together]
+        asked = self.asked
+        together = [number for number in group if asked.way is not None and in_one_layer(asked.units[number])]
+        jobs = [together] if together else []
+        jobs += [[number] for number in group if number not in together]  # one unit to a batch
         place = {number: i for i, number in enumerate(group)}
-        out = torch.full((1 + self.asked.controls, len(group), len(base.prompts)), torch.nan, dtype=torch.float64)
-        for draw in range(1 + self.asked.controls):
-            for numbers, size in ((together, self.rows), *(([number], None) for number in alone)):
-                if not numbers:
-                    continue
+        out = torch.full((1 + asked.controls, len(group), len(base.prompts)), torch.nan, dtype=torch.float64)
+        for draw in range(1 + asked.controls):
+            for numbers in jobs:
 
-                def work(draw: int = draw, numbers: list[int] = numbers, size: int | None = size) -> Tensor:
-                    rows = self.rows if size is not None else min(self.rows, len(base.prompts))
-                    return self._edited(base, layer, numbers, draw - 1, rows, means)
+                def work(draw: int = draw, numbers: list[int] = numbers) -> Tensor:
+                    return self._edited(base, layer, numbers, draw - 1, means)
 
                 out[draw, [place[number] for number in numbers]] = self._fitting(work, "rows")
                 shown.update(len(numbers) * len(base.prompts))
         return {"values": out, "base": self._measure(base.logits, base.prompts, base.logits)}
 
-    def _edited(
-        self, base: Base, layer: int, numbers: list[int], draw: int, rows: int, means: dict[int, Tensor] | None
-    ) -> Tensor:
+    def _edited(self, base: Base, layer: int, numbers: list[int], draw: int, means: dict[int, Tensor] | None) -> Tensor:
         """Values `[unit, example]` of units of one group: edited (draw -1), or one draw of the random edit."""
         out = torch.full((len(numbers), len(base.prompts)), torch.nan, dtype=torch.float64)
-        for some, examples in batches(len(numbers), len(base.prompts), rows):
+        for some, examples in batches(len(numbers), len(base.prompts), self.rows):
             chosen = [numbers[i] for i in some]
             part = _cut(base, examples)
             logits = (
