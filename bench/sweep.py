@@ -8,13 +8,14 @@ Llama, 16 prompts of 32 tokens, every head zeroed (ours, a) or patched from a se
     (b)     `transformer_lens.patching`: one forward per head through `generic_activation_patch` (head output, all
             positions), under no_grad
 
-(a) and (b) cost the same for every head, so they are timed on `--cells` heads spread over the layers and multiplied;
-`--cells 0` times all of them. Ours is timed whole, base run included; the exactness check, once per loaded model, is
-timed apart. Contestants take turns for `--repeats` rounds, and processor seconds stand beside wall seconds, because
-other jobs may share the machine. Every contestant's numbers are compared with ours. Then ours alone over sequence length
-and depth, against the FLOP model. Each thread count runs in a fresh process.
+Costs add up over heads, so each is timed on some heads and multiplied: (a) and (b) on `--cells` of them spread over the
+layers, ours on `--per-layer` heads of every layer, base run included (which favours the others: a whole sweep has one
+base run too). `--full` times all heads everywhere. The exactness check, once per loaded model, is timed apart.
+Contestants take turns for `--repeats` rounds, and processor seconds stand beside wall seconds, because other jobs may
+share the machine. Every contestant's numbers are compared with ours. Then ours alone over sequence length and depth,
+against the FLOP model. Each thread count runs in a fresh process.
 
-    python bench/sweep.py [--threads 1 2] [--cells 12] [--repeats 3] [--quick]
+    python bench/sweep.py [--threads 1 2] [--cells 12] [--per-layer 4] [--repeats 1] [--full] [--quick]
 """
 
 from __future__ import annotations
@@ -71,15 +72,16 @@ def loaded(model_class, config, name: str):
 def compare(model, args) -> None:
     import torch
 
-    from workbench.primitives.sweep import Edit, Readout, Shape, all_heads, exactness, sweep
+    from workbench.primitives.sweep import Edit, Readout, Shape, all_heads, estimate, exactness, sweep
 
     n_pos = N_POS
     generator = torch.Generator().manual_seed(1)
     vocab = int(model.bridge.cfg.d_vocab)
     clean, corrupted = (torch.randint(1, vocab, (args.prompts, n_pos), generator=generator) for _ in range(2))
     answer, wrong = torch.full((args.prompts,), ANSWER), torch.full((args.prompts,), WRONG)
-    units = all_heads(model)
-    cells = spread(units, args.cells)
+    everything = all_heads(model)
+    units = [unit for unit in everything if args.full or unit[0][1] < args.per_layer]
+    cells = spread(units, len(units) if args.full else args.cells)
     readout = Readout("logit_diff", answer, wrong)
 
     started = time.perf_counter()
@@ -95,7 +97,7 @@ def compare(model, args) -> None:
         with torch.no_grad():
             for ((layer, head),) in cells:
 
-                def zero(z, hook, head=head):
+                def zero(z, hook, head=head):  # noqa: ARG001
                     z[:, :, head] = 0
                     return z
 
@@ -119,7 +121,7 @@ def compare(model, args) -> None:
     wall: dict[str, list[float]] = {name: [] for name in contestants}
     busy: dict[str, list[float]] = {name: [] for name in contestants}  # processor seconds: others' load does not count
     results = {}
-    contestants["ours (zero)"]()  # warm up
+    sweep(model, corrupted[:2], units=units[:2], edit="zero", metric=readout)  # warm up
     for _ in range(args.repeats):
         for name, run in contestants.items():
             started, began = time.perf_counter(), time.process_time()
@@ -128,13 +130,13 @@ def compare(model, args) -> None:
             busy[name].append(time.process_time() - began)
 
     zero, patch = results["ours (zero)"], results["ours (patch)"]
-    share = len(units) / len(cells)
+    theirs_on, ours_on = len(everything) / len(cells), len(everything) / len(units)
     a_flops = args.prompts * Shape.of(model).full(n_pos, logits_at=n_pos) * len(cells)
-    title = f"{model.name}, {args.prompts} prompts x {n_pos} tokens, {len(units)} heads"
+    title = f"{model.name}, {args.prompts} prompts x {n_pos} tokens, {len(everything)} heads"
     print(f"\n{title}, {torch.get_num_threads()} thread(s), median of {args.repeats} rounds")
     print(f"  fork: {way.way}, checked in {checked:.2f} s; {zero.notes or 'no notes'}")
-    print(f"  planned: {zero.cost}")
-    print(f"  (a), (b) timed on {len(cells)} of {len(units)} heads" + (", extrapolated" if share > 1 else ""))
+    print(f"  planned: {estimate(model, corrupted, units=everything, edit='zero')}")
+    print(f"  timed on: ours {len(units)}, (a) and (b) {len(cells)} of {len(everything)} heads; multiplied to all")
     print(f"  {'':26}{'theory':>7} |{'wall s':>8}{'ours s':>8}{'gain':>7}{'share':>7} |", end="")
     print(f"{'cpu s':>8}{'ours s':>8}{'gain':>7}{'share':>7} |{'max diff':>9}")
     picked = [units.index(cell) for cell in cells]
@@ -145,7 +147,10 @@ def compare(model, args) -> None:
         theory = zero.cost.reference_flops / result.cost.flops
         line = f"  {theirs + ' / ' + ours_name.removeprefix('ours '):26}{theory:6.2f}x |"
         for seconds in (wall, busy):
-            other, mine = statistics.median(seconds[theirs]) * share, statistics.median(seconds[ours_name])
+            other, mine = (
+                statistics.median(seconds[theirs]) * theirs_on,
+                statistics.median(seconds[ours_name]) * ours_on,
+            )
             line += f"{other:8.2f}{mine:8.2f}{other / mine:6.2f}x{other / mine / theory:7.0%} |"
         expected = torch.stack(results[theirs]).double().numpy()
         print(line + f"{abs(expected - result.values[picked]).max():9.1e}")
@@ -156,7 +161,7 @@ def compare(model, args) -> None:
         f"{speeds[0]:.1f} GFLOP per cpu second against {speeds[1]:.1f} of (a)"
     )
     for name in ("ours (zero)", "(a) hooked forwards"):
-        print(f"  rounds of {name}: {', '.join(f'{t:.2f}' for t in wall[name])} s wall", flush=True)
+        print(f"  rounds of {name}: {', '.join(f'{t:.2f}' for t in wall[name])} s wall, as timed", flush=True)
 
 
 def tl_patching(model, corrupted, cache, cells) -> list:
@@ -195,7 +200,7 @@ def scaling(args) -> None:
     print(
         f"\nscaling of ours, zero, d 256, 4 heads, {torch.get_num_threads()} thread(s): seconds against the FLOP model"
     )
-    print(f"  {'layers':>6}{'tokens':>8}{'heads':>7}{'seconds':>9}{'GFLOPs':>9}{'GFLOP/s':>9}{'theory':>8}")
+    print(f"  {'layers':>6}{'tokens':>8}{'heads':>7}{'cpu s':>9}{'GFLOPs':>9}{'GFLOP/s':>9}{'theory':>8}")
     lengths = (32, 64, 128) if args.quick else (32, 64, 128, 256, 512, 1024)
     depths = (4, 8) if args.quick else (4, 8, 16, 32)
     rows = [(8, n_pos) for n_pos in lengths] + [(n_layers, 32) for n_layers in depths]
@@ -207,8 +212,9 @@ def scaling(args) -> None:
         units = all_heads(model)
         best, result = float("inf"), None
         for _ in range(2):
+            began = time.process_time()
             result = sweep(model, tokens, units=units, edit=Edit("zero"), metric=readout)
-            best = min(best, result.seconds)
+            best = min(best, time.process_time() - began)
         assert result is not None
         per_prompt = result.cost.flops / 1e9
         print(
@@ -219,17 +225,18 @@ def scaling(args) -> None:
 
 
 def spread(units: list, count: int) -> list:
-    """`count` units at equal steps; 0 for all."""
-    if not 0 < count < len(units):
-        return units
+    """`count` units at equal steps."""
+    count = max(1, min(count, len(units)))
     return [units[i * len(units) // count] for i in range(count)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--cells", type=int, default=12, help="heads that (a) and (b) are timed on; 0: all")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cells", type=int, default=12, help="heads that (a) and (b) are timed on")
+    parser.add_argument("--per-layer", type=int, default=4, help="heads of each layer that ours is timed on")
+    parser.add_argument("--full", action="store_true", help="time every head")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=N_PROMPTS)
     parser.add_argument("--quick", action="store_true", help="smaller models, one round")
     parser.add_argument("--part", choices=["compare", "scaling", "all"], default="all")

@@ -11,6 +11,7 @@ from workbench import tasks
 QUICK: dict[str, dict[str, Any]] = {
     "ablation": {"bootstrap": 20},
     "activation_patching": {"bootstrap": 20, "by_position": ["resid_pre"]},
+    "attribution": {"bootstrap": 20, "level": "edge", "steps": 3, "spot_check": 3},
     "path_patching": {"bootstrap": 20},
     "retrieval": {
         "recall_gate": 0,

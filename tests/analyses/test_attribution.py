@@ -11,7 +11,6 @@ from tests.primitives.cases import model, raw
 from tests.reference.attribution import Twin
 from workbench import analyses, tasks
 from workbench.errors import CapabilityError, InputError
-from workbench.primitives.attribution import integration_path
 
 ATTRIBUTION = analyses.get("attribution")
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"

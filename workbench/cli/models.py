@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.options import DebugOption, JsonOption, StoreOption
-from workbench.cli.output import bold, emit, emit_facts, emit_json, emit_table, flat, heading
+from workbench.cli.output import bold, emit, emit_facts, emit_json, emit_table, heading
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def models(as_json: JsonOption = False, _store: StoreOption = None, _debug: DebugOption = False) -> None:
-    """List the built-in organisms and what is known of each."""
+    """List the built-in organisms and what is known of each; `--json` gives their whole cards."""
     from workbench import organisms
 
     cards = {f"organism:{name}": organisms.card(name) for name in organisms.names()}
@@ -27,7 +27,16 @@ def models(as_json: JsonOption = False, _store: StoreOption = None, _debug: Debu
         emit("No organisms are installed.")
     for name, card in cards.items():
         emit(bold(name))
-        emit_facts(flat(card), indent="  ")
+        heads = [f"({head['layer']}, {head['head']})" for head in card.get("retrieval_heads", [])]
+        facts = {
+            "does": card["summary"],
+            "kind": card["kind"],
+            "size": "{architecture}, {n_layers} layers x {n_heads} heads, {n_ctx} positions".format(**card["model"]),
+            "heads": ", ".join(heads) or "see the card",
+            "truth": card["ground_truth"],
+            "card": str(organisms.path(name) / "README.md"),
+        }
+        emit_facts(facts, indent="  ")
 
 
 def probe(
