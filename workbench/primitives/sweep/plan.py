@@ -21,7 +21,7 @@ from workbench.primitives.sweep.prompts import Prompts
 if TYPE_CHECKING:
     from workbench.models import Model
 
-_CPU_TOKENS = 2048  # more rows than this make a CPU's matrix products no faster, and its caches slower
+_CPU_TENSOR = 2**24  # beyond this a CPU gains nothing from larger matrix products and loses time on fresh memory pages
 _CPU_BUDGET = 2**30
 
 
@@ -63,7 +63,8 @@ def make_plan(model: Model, prompts: Prompts, shape: Shape, *, n_layers: int, bu
     itemsize = torch.empty((), dtype=model.dtype).element_size()
     rows = max(1, budget // 2 // shape.row_bytes(n_pos, itemsize))
     if model.device.type == "cpu":
-        rows = min(rows, max(1, _CPU_TOKENS // n_pos))
+        widest = max(shape.d_mlp, shape.n_heads * n_pos) * n_pos * itemsize
+        rows = min(rows, max(1, _CPU_TENSOR // widest))
     kept = max(1, budget // 2 // shape.base_bytes(n_pos, n_layers, itemsize, other=other))
     size = min(len(prompts), rows, kept)
     by_length = sorted(range(len(prompts)), key=lambda i: (_length(prompts, i), i))
