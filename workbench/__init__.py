@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from workbench import analyses, experiments, export, models, organisms, plots, primitives, published, stats, tasks
+    from workbench.analyses.ablation import ablation
+    from workbench.analyses.activation_patching import activation_patching
+    from workbench.analyses.attribution import attribution
+    from workbench.analyses.path_patching import path_patching
     from workbench.analyses.retrieval import retrieval_heads
     from workbench.experiments import Spec, diff, rerun, run
     from workbench.experiments.notebook import heads, open, store
@@ -42,6 +46,10 @@ _PACKAGES = (
     "tasks",
 )
 _HOME = {
+    "ablation": "workbench.analyses.ablation",
+    "activation_patching": "workbench.analyses.activation_patching",
+    "attribution": "workbench.analyses.attribution",
+    "path_patching": "workbench.analyses.path_patching",
     "Artifact": "workbench.store",
     "HeadTable": "workbench.tables",
     "Model": "workbench.models",
@@ -63,7 +71,10 @@ __all__ = [
     "Spec",
     "Store",
     "__version__",
+    "ablation",
+    "activation_patching",
     "analyses",
+    "attribution",
     "diff",
     "experiments",
     "export",
@@ -72,6 +83,7 @@ __all__ = [
     "models",
     "open",
     "organisms",
+    "path_patching",
     "plots",
     "primitives",
     "published",

@@ -92,8 +92,11 @@ class Analysis:
 
     def __call__(self, model: Any, data: Any, params: Params | None = None, *, seed: int = 0) -> Result:
         """Check the model's capabilities, then run."""
+        from workbench.models.threads import suited_threads
+
         model.require(*self.requires)
-        return self.run(model, data, params or self.params_type(), seed)
+        with suited_threads(model):
+            return self.run(model, data, params or self.params_type(), seed)
 
     def parse(self, params: Mapping[str, Any]) -> Params:
         """Validate parameters given by keyword.

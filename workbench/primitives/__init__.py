@@ -1,5 +1,7 @@
 """What every analysis is made of: running a model, reading it, changing it, and measuring the change.
 
 Each file is one idea: `forward` (run), `hooks` (attach safely), `capture` (read), `interventions` (change; `algebra`
-says what a change is), `metrics` (measure), `decode` (generate). Nothing here knows which paper uses it.
+says what a change is), `metrics` (measure), `decode` (generate), `sweep` (one change at every head), `patching` and
+`paths` (exchange activations between two runs), `attribution` (the same by gradients). Nothing here knows which paper
+uses it.
 """
