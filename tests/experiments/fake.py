@@ -43,6 +43,7 @@ class FakeModel:
     n_layers: int = 3
     n_heads: int = 4
     n_kv_heads: int = 2
+    n_parameters: int = 10**9
 
     def require(self, *names: str) -> None:
         return None

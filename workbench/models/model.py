@@ -81,6 +81,11 @@ class Model:
         return int(self.bridge.cfg.n_ctx)
 
     @property
+    def n_parameters(self) -> int:
+        """Weights of the model, embeddings included, tied ones once."""
+        return sum(parameter.numel() for parameter in {id(p): p for p in self.bridge.parameters()}.values())
+
+    @property
     def device(self) -> torch.device:
         return next(self.bridge.parameters()).device
 

@@ -23,8 +23,7 @@ def suited_threads(model: Model) -> Iterator[None]:
     """One thread inside the block for a small model on the CPU; anything else keeps torch's setting."""
     import torch
 
-    weights = sum(parameter.numel() for parameter in model.bridge.parameters())
-    if weights > SMALL or model.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+    if model.n_parameters > SMALL or model.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
         yield
         return
     before = torch.get_num_threads()
