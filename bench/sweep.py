@@ -8,14 +8,14 @@ Llama, 16 prompts of 32 tokens, every head zeroed (ours, a) or patched from a se
     (b)     `transformer_lens.patching`: one forward per head through `generic_activation_patch` (head output, all
             positions), under no_grad
 
-Costs add up over heads, so each is timed on some heads and multiplied: (a) and (b) on `--cells` of them spread over the
-layers, ours on `--per-layer` heads of every layer, base run included (which favours the others: a whole sweep has one
-base run too). `--full` times all heads everywhere. The exactness check, once per loaded model, is timed apart.
+Costs add up over heads, so each is timed on some and extrapolated: (a) and (b) on `--cells` of them spread over the
+layers, ours on `--per-layer` heads of every layer, the base run (a sweep of one head of the last layer) timed apart
+and counted once. `--full` times all heads everywhere. The exactness check, once per loaded model, is timed apart.
 Contestants take turns for `--repeats` rounds, and processor seconds stand beside wall seconds, because other jobs may
 share the machine. Every contestant's numbers are compared with ours. Then ours alone over sequence length and depth,
 against the FLOP model. Each thread count runs in a fresh process.
 
-    python bench/sweep.py [--threads 1 2] [--cells 8] [--per-layer 4] [--repeats 1] [--full] [--quick]
+    python bench/sweep.py [--threads 1 2] [--cells 8] [--per-layer 2] [--repeats 1] [--full] [--quick]
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def compare(model, args) -> None:
     way = exactness(model)
     checked = time.perf_counter() - started
 
-    def ours(kind: str):
+    def ours(kind: str, some=units):
         other = clean if kind == "patch" else None
-        return sweep(model, corrupted, units=units, edit=Edit(kind), metric=readout, other=other)
+        return sweep(model, corrupted, units=some, edit=Edit(kind), metric=readout, other=other)
 
     def hooked_forwards() -> list:
         found = []
@@ -115,6 +115,8 @@ def compare(model, args) -> None:
     contestants = {
         "ours (zero)": lambda: ours("zero"),
         "ours (patch)": lambda: ours("patch"),
+        "base (zero)": lambda: ours("zero", everything[-1:]),
+        "base (patch)": lambda: ours("patch", everything[-1:]),
         "(a) hooked forwards": hooked_forwards,
         "(b) tl.patching": patched_forwards,
     }
@@ -136,7 +138,7 @@ def compare(model, args) -> None:
     print(f"\n{title}, {torch.get_num_threads()} thread(s), median of {args.repeats} rounds")
     print(f"  fork: {way.way}, checked in {checked:.2f} s; {zero.notes or 'no notes'}")
     print(f"  planned: {estimate(model, corrupted, units=everything, edit='zero')}")
-    print(f"  timed on: ours {len(units)}, (a) and (b) {len(cells)} of {len(everything)} heads; multiplied to all")
+    print(f"  timed on: ours {len(units)}, (a) and (b) {len(cells)} of {len(everything)} heads; extrapolated to all")
     print(f"  {'':26}{'theory':>7} |{'wall s':>8}{'ours s':>8}{'gain':>7}{'share':>7} |", end="")
     print(f"{'cpu s':>8}{'ours s':>8}{'gain':>7}{'share':>7} |{'max diff':>9}")
     picked = [units.index(cell) for cell in cells]
@@ -144,13 +146,13 @@ def compare(model, args) -> None:
         ("(a) hooked forwards", "ours (zero)", zero),
         ("(b) tl.patching", "ours (patch)", patch),
     ):
-        theory = zero.cost.reference_flops / result.cost.flops
+        kind = ours_name.removeprefix("ours ").strip("()")
+        theory = estimate(model, corrupted, units=everything, edit=kind, timed=False).speedup
         line = f"  {theirs + ' / ' + ours_name.removeprefix('ours '):26}{theory:6.2f}x |"
         for seconds in (wall, busy):
-            other, mine = (
-                statistics.median(seconds[theirs]) * theirs_on,
-                statistics.median(seconds[ours_name]) * ours_on,
-            )
+            other = statistics.median(seconds[theirs]) * theirs_on
+            once = statistics.median(seconds[ours_name.replace("ours", "base")])
+            mine = once + max(statistics.median(seconds[ours_name]) - once, 0) * ours_on
             line += f"{other:8.2f}{mine:8.2f}{other / mine:6.2f}x{other / mine / theory:7.0%} |"
         expected = torch.stack(results[theirs]).double().numpy()
         print(line + f"{abs(expected - result.values[picked]).max():9.1e}")
@@ -236,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cells", type=int, default=8, help="heads that (a) and (b) are timed on")
-    parser.add_argument("--per-layer", type=int, default=4, help="heads of each layer that ours is timed on")
+    parser.add_argument("--per-layer", type=int, default=2, help="heads of each layer that ours is timed on")
     parser.add_argument("--full", action="store_true", help="time every head")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=N_PROMPTS)

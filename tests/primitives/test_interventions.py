@@ -475,7 +475,7 @@ def test_a_zero_query_is_refused_before_a_query_norm_which_mixes_heads(arch, mon
 
 def test_a_dead_hook_point_is_an_error_even_if_the_probe_missed_it(monkeypatch):
     m = model("gptj")
-    monkeypatch.setattr(m.bridge.blocks[1].attn.o, "hook_in", torch.nn.Identity())
+    monkeypatch.setitem(m.bridge.blocks[1].attn.o._modules, "hook_in", torch.nn.Identity())
     with pytest.raises(CapabilityError, match=r"never fires 'blocks\.1\.attn\.hook_z'"):
         logits_with("gptj", [zero([(1, 0)])])
 

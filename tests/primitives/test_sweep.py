@@ -16,6 +16,7 @@ from tests.reference import ablation as reference
 from tests.tiny import PAD, tiny, tiny_hf
 from workbench.errors import CapabilityError, InputError
 from workbench.models import Model, load_model
+from workbench.primitives.forward import forward
 from workbench.primitives.sweep import METRICS, Edit, Readout, all_heads, all_kv_groups, exactness, sweep
 from workbench.primitives.sweep.edit import shuffled
 
@@ -91,6 +92,7 @@ def test_every_edit_of_every_head_equals_raw_hooks(arch, dtype, monkeypatch):
     if arch == "neox" and dtype is torch.float64:
         monkeypatch.setattr(torch.nn.functional, "softmax", own_precision(torch.nn.functional.softmax))
     tokens, other = prompts(N, LENGTH), prompts(N, LENGTH, seed=1)
+    forward(model, tokens)  # TransformerLens leaves hooks of its own behind at a model's first forward
     before, hooks = weights(model), n_hooks(model)
     units = all_heads(model)
     base = reference.logits(hf, tokens)

@@ -21,7 +21,9 @@ from workbench.primitives.sweep.prompts import Prompts
 if TYPE_CHECKING:
     from workbench.models import Model
 
-_CPU_TENSOR = 2**24  # beyond this a CPU gains nothing from larger matrix products and loses time on fresh memory pages
+# Beyond these a CPU gains nothing from larger matrix products and loses time on caches and fresh memory pages.
+_CPU_TENSOR = 2**24  # bytes of the widest activation
+_CPU_TOKENS = 2048
 _CPU_BUDGET = 2**30
 
 
@@ -64,7 +66,7 @@ def make_plan(model: Model, prompts: Prompts, shape: Shape, *, n_layers: int, bu
     rows = max(1, budget // 2 // shape.row_bytes(n_pos, itemsize))
     if model.device.type == "cpu":
         widest = max(shape.d_mlp, shape.n_heads * n_pos) * n_pos * itemsize
-        rows = min(rows, max(1, _CPU_TENSOR // widest))
+        rows = min(rows, max(1, min(_CPU_TENSOR // widest, _CPU_TOKENS // n_pos)))
     kept = max(1, budget // 2 // shape.base_bytes(n_pos, n_layers, itemsize, other=other))
     size = min(len(prompts), rows, kept)
     by_length = sorted(range(len(prompts)), key=lambda i: (_length(prompts, i), i))
