@@ -50,8 +50,9 @@ fast: $(SETUP) ## the fast tests only
 notebooks: $(SETUP) ## fill the store and execute every notebook
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
-bench: $(SETUP) ## measure speed and memory against step-by-step decoding (minutes)
+bench: $(SETUP) ## measure speed and memory against step-by-step references (many minutes)
 	$(BIN)/python bench/retrieval.py
+	$(BIN)/python bench/sweep.py
 
 clean: ## remove the environment and caches, never artifacts
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

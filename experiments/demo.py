@@ -15,7 +15,7 @@ from workbench.cli import main as workbench
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out"
 STORIES = ROOT.parent / "shared" / "models" / "stories260K"
-SPECS = {"retrieval/organism": "retrieval.yaml"}
+SPECS = {"retrieval/organism": "retrieval.yaml", "ablation/organism": "ablation.yaml"}
 
 
 def do(*words: str | Path) -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     specs = dict(SPECS)
     if STORIES.exists():
         specs["retrieval/stories260K"] = "retrieval-stories260k.yaml"
+        specs["activation_patching/stories260K"] = "activation-patching.yaml"
     do("models")
     for name, spec in specs.items():
         stem = OUT / name.replace("/", "-")
@@ -39,6 +40,7 @@ def main() -> None:
         for kind, ending in [("csv", "csv"), ("latex", "tex"), ("md", "md")]:
             do("export", name, "--format", kind, "-o", f"{stem}.{ending}")
         do("plot", name, "-o", f"{stem}.html")
+    do("compare", *[name for name in specs if name.endswith("/organism")], "--rule", "top 4")
     do("ls")
     do("fsck")
     print(f"\nTables and plots are in {OUT}; the artifacts, which nothing overwrites, are in the store listed above.")
