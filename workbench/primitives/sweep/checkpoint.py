@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,16 @@ _SIZES = "sizes.json"
 
 
 def digest(record: Any) -> str:
-    """Name of the sweep that this JSON-able record describes."""
-    return hashlib.sha256(json.dumps([_FORMAT, record], sort_keys=True).encode()).hexdigest()[:32]
+    """Of a JSON-able record, together with the code that makes the numbers: other code never resumes what this left."""
+    return hashlib.sha256(json.dumps([_FORMAT, _code(), record], sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    """Of the sources of the primitives and of the models below them."""
+    package = Path(__file__).resolve().parents[2]
+    sources = [file for room in ("models", "primitives") for file in sorted((package / room).rglob("*.py"))]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in sources)).hexdigest()
 
 
 def default_root() -> Path:
