@@ -138,7 +138,7 @@ def decode(
     mask = batch.mask
     with (
         applied(model, interventions, attention_mask=mask) as phase,
-        hooked(model, hooks, must_fire=False, copy=False),
+        hooked(model, hooks, must_fire=max_new_tokens > 0, copy=False),
     ):
         phase.name = "decode"
         for t in range(min(max_new_tokens, room)):

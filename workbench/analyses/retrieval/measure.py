@@ -93,6 +93,7 @@ def _score_all(
     controls = [score.control_spans(s.length, s.needle, params.controls, rng) for s in samples]
     scores = np.full((len(samples), *shape), np.nan)
     null = np.zeros((params.controls, *shape))
+    null[:, unread] = np.nan  # undefined like the score, not 0
     rows: list[dict[str, Any]] = [{} for _ in samples]
     n_null = 0
     with bar(len(samples), "needle samples") as shown:
