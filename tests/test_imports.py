@@ -29,8 +29,11 @@ MAY_IMPORT = {
     "plots": {"errors", "stats", "tables", "export"},
     "published": {"errors", "stats", "tables", "export"},
     "experiments": LEFT | {"models", "tasks", "analyses", "store", "tables", "stats", "export"},
+    "certify": LEFT
+    | {"models", "organisms", "tasks", "primitives", "analyses", "experiments", "store", "tables", "stats"},
     "cli": LEFT
-    | {"models", "organisms", "tasks", "analyses", "experiments", "store", "tables", "export", "plots", "published"},
+    | {"models", "organisms", "tasks", "analyses", "experiments", "certify", "store", "tables", "export", "plots"}
+    | {"published"},
 }
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "sklearn", "scipy", "plotly")
 

@@ -115,6 +115,24 @@ def _causal(model: Any, data: Any, heads: list[Head], *, draws: int) -> dict[str
     return {"n": len(data), "random_draws": draws, "no_head_masked": _mean([mean_recall(model, data)]), "rows": rows}
 
 
+def _truth(facts: dict[str, Any]) -> dict[str, Any]:
+    """What `workbench certify` holds analyses to; weak heads are neither right nor wrong when found."""
+    rows = {(row["mask"], row["scope"]): row for row in facts["causal"]["rows"]}
+    zero = rows["zero", "all"]
+    return {
+        "claim": "retrieval",
+        "data": {"task": "needle", "n": 20, "lengths": [128, 256]},
+        "heads": [[h["layer"], h["head"]] for h in facts["retrieval_heads"]],
+        "optional": [[h["layer"], h["head"]] for h in facts["weak_heads"]],
+        "how": "found",
+        "evidence": (
+            f"zero ablation of these heads takes needle recall from {facts['causal']['no_head_masked']:g} to "
+            f"{zero['retrieval_heads_masked']:g}; of matched random heads to {zero['random_heads_masked_mean']:g} "
+            f"(mean of {facts['causal']['random_draws']} draws)"
+        ),
+    }
+
+
 def write_card(folder: Path, facts: dict[str, Any], *, training: dict[str, Any] | None) -> None:
     """Write `card.json` and `README.md`; without `training`, that part of the old card is kept."""
     path = folder / "card.json"
@@ -137,6 +155,7 @@ def write_card(folder: Path, facts: dict[str, Any], *, training: dict[str, Any] 
             "the others above layer 0 anew."
         ),
         **facts,
+        "truths": [_truth(facts)],
         "training": training,
     }
     path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")

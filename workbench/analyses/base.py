@@ -76,11 +76,32 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A kind of head that an analysis claims to find, so that `workbench certify` can hold it to models that have it.
+
+    Attributes:
+        claim: what organisms' cards call such heads (`retrieval`, `circuit`, `direct`, `refusal`, `image`, ...).
+        params: parameters under which it is claimed, defaults elsewhere.
+        data: keys to change in the data block that an organism's card names.
+        column: of the head table that ranks heads; the most by the table's `higher_is_more` first.
+        magnitude: rank by the size of the effect, whichever its sign (a circuit has heads that work against it).
+        min_auroc: area under the ROC curve, true heads against the others, below which it is a miss.
+    """
+
+    claim: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    column: str = "score"
+    magnitude: bool = False
+    min_auroc: float = 0.95
+
+
+@dataclass(frozen=True)
 class Analysis:
     """One registered method.
 
     `data_kind` names what `data` must be (`needle`, `prompts`, `pairs`, ...); `requires` names the capabilities without
-    which the result would be wrong.
+    which the result would be wrong; `finds` what it claims to find, where an answer is known.
     """
 
     name: str
@@ -89,6 +110,7 @@ class Analysis:
     data_kind: str
     requires: tuple[str, ...]
     run: Callable[[Any, Any, Any, int], Result]
+    finds: tuple[Finding, ...] = ()
 
     def __call__(self, model: Any, data: Any, params: Params | None = None, *, seed: int = 0) -> Result:
         """Check the model's capabilities, then run."""

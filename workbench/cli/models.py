@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,16 +27,26 @@ def models(as_json: JsonOption = False, _store: StoreOption = None, _debug: Debu
         emit("No organisms are installed.")
     for name, card in cards.items():
         emit(bold(name))
-        heads = [f"({head['layer']}, {head['head']})" for head in card.get("retrieval_heads", [])]
         facts = {
             "does": card["summary"],
             "kind": card["kind"],
             "size": "{architecture}, {n_layers} layers x {n_heads} heads, {n_ctx} positions".format(**card["model"]),
-            "heads": ", ".join(heads) or "see the card",
             "truth": card["ground_truth"],
+            **{f"{claim} heads": heads for claim, heads in _heads(card).items()},
             "card": str(organisms.path(name) / "README.md"),
         }
         emit_facts(facts, indent="  ")
+
+
+def _heads(card: dict[str, Any]) -> dict[str, str]:
+    """The known heads by what they do; several tasks of one claim are told apart."""
+    truths = card.get("truths", [])
+    several = {truth["claim"] for truth in truths if sum(other["claim"] == truth["claim"] for other in truths) > 1}
+    found = {}
+    for truth in truths:
+        task = truth["data"].get("task", "") if truth["claim"] in several else ""
+        found[f"{task} {truth['claim']}".strip()] = ", ".join(f"({a}, {b})" for a, b in truth["heads"])
+    return found
 
 
 def probe(

@@ -21,7 +21,18 @@ def names() -> list[str]:
 
 
 def path(name: str) -> Path:
-    """Folder of the organism `name` (a leading `organism:` is accepted).
+    """Folder of the weights of the organism `name` (a leading `organism:` is accepted).
+
+    Two organisms may be two tasks on one set of weights: a card's `weights` then names the other.
+
+    Raises:
+        InputError: there is no organism of that name.
+    """
+    return _DATA / str(card(name).get("weights", name.removeprefix("organism:")))
+
+
+def card(name: str) -> dict[str, Any]:
+    """The organism's card: task, measured accuracy, ground truth or found heads, and how it was made.
 
     Raises:
         InputError: there is no organism of that name.
@@ -30,9 +41,9 @@ def path(name: str) -> Path:
     if bare not in names():
         hint = did_you_mean(bare, names())
         raise InputError(f"There is no organism {bare!r}.{hint} Available: {', '.join(names())}.")
-    return _DATA / bare
+    return read_card(_DATA / bare)
 
 
-def card(name: str) -> dict[str, Any]:
-    """The organism's card: task, measured accuracy, ground truth or found heads, and how it was made."""
-    return json.loads((path(name) / "card.json").read_text(encoding="utf-8"))
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card in an organism's folder, shipped or freshly made."""
+    return json.loads((folder / "card.json").read_text(encoding="utf-8"))

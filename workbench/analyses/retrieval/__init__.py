@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.analyses.base import Analysis, Result
+from workbench.analyses.base import Analysis, Finding, Result
 from workbench.analyses.retrieval.params import CausalParams, RetrievalParams
 
 if TYPE_CHECKING:
@@ -61,4 +61,5 @@ ANALYSIS = Analysis(
     data_kind="needle",
     requires=(),
     run=run,
+    finds=(Finding("retrieval", params={"causal": None}),),
 )
