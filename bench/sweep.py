@@ -8,14 +8,20 @@ Llama, 16 prompts of 32 tokens, every head zeroed (ours, a) or patched from a se
     (b)     `transformer_lens.patching`: one forward per head through `generic_activation_patch` (head output, all
             positions), under no_grad
 
-Costs add up over heads, so each is timed on some and extrapolated: (a) and (b) on `--cells` of them spread over the
-layers, ours on `--per-layer` heads of every layer, the base run (a sweep of one head of the last layer) timed apart
-and counted once. `--full` times all heads everywhere. The exactness check, once per loaded model, is timed apart.
-Contestants take turns for `--repeats` rounds, and processor seconds stand beside wall seconds, because other jobs may
-share the machine. Every contestant's numbers are compared with ours. Then ours alone over sequence length and depth,
-against the FLOP model. Each thread count runs in a fresh process.
+    theory  FLOPs of one forward per head over FLOPs of the sweep, all heads
+    share   FLOPs per second of ours over those of the other; gain = theory x share
 
-    python bench/sweep.py [--threads 1 2] [--cells 8] [--per-layer 2] [--repeats 1] [--full] [--quick]
+FLOPs add up over heads, so each round times some of them: (a) and (b) `--cells` heads, ours two heads in every third
+layer and the base run, shifted by one from round to round. Contestants take turns within a round; medians and, in
+brackets, the best rounds on both sides are printed. Seconds are wall seconds: processor seconds stand beside them,
+because other jobs may share the machine. Numbers are compared where contestants share a head. The exactness check,
+once per loaded model, is timed apart. Each thread count runs in a fresh process.
+
+`--part scaling`: ours alone over sequence length and depth, against the FLOP model. With CUDA (or `--device cpu --tiny`
+to try the code) `--part gpu`, which is on by default there: models up to 7B in bfloat16, edited prompts per second, and
+the share of the machine's matrix throughput, measured on one large product.
+
+    python bench/sweep.py [--threads 1 2] [--rounds 3] [--cells 3] [--part compare|scaling|gpu] [--quick]
 """
 
 from __future__ import annotations
@@ -27,10 +33,15 @@ import subprocess
 import sys
 import time
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["TQDM_DISABLE"] = "1"
 
 N_PROMPTS, N_POS = 16, 32
 ANSWER, WRONG = 1000, 2000
+GPU_SIZES = [  # name, layers, d_model, heads, kv heads, d_mlp
+    ("0.1B", 12, 768, 12, 12, 3072),
+    ("1B", 16, 2048, 32, 8, 8192),
+    ("7B", 32, 4096, 32, 32, 11008),
+]
 
 
 def gpt2(n_layers: int = 12, d_model: int = 768, n_heads: int = 12, n_ctx: int = 1024):
@@ -42,31 +53,39 @@ def gpt2(n_layers: int = 12, d_model: int = 768, n_heads: int = 12, n_ctx: int =
     return loaded(GPT2LMHeadModel, config, f"gpt2 {n_layers} layers, {n_heads} heads, d {d_model}")
 
 
-def llama(n_layers: int = 16, d_model: int = 768, n_heads: int = 12, n_kv: int = 4):
+def llama(n_layers: int = 16, d_model: int = 768, n_heads: int = 12, n_kv: int = 4, *, d_mlp: int = 2048, **where):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=32000,
         hidden_size=d_model,
-        intermediate_size=2048,
+        intermediate_size=d_mlp,
         num_hidden_layers=n_layers,
         num_attention_heads=n_heads,
         num_key_value_heads=n_kv,
         max_position_embeddings=2048,
     )
-    return loaded(LlamaForCausalLM, config, f"llama {n_layers} layers, {n_heads} heads / {n_kv} kv, d {d_model}")
+    name = f"llama {n_layers} layers, {n_heads} heads / {n_kv} kv, d {d_model}"
+    return loaded(LlamaForCausalLM, config, name, **where)
 
 
-def loaded(model_class, config, name: str):
+def loaded(model_class, config, name: str, *, device: str = "cpu", dtype=None):
     import torch
 
     from workbench.models import load_model
 
     torch.manual_seed(0)
     config._attn_implementation = "eager"
-    hf = model_class(config).eval()
+    config.architectures = [model_class.__name__]
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype or torch.float32)
+        try:
+            hf = model_class(config).eval()
+        finally:
+            torch.set_default_dtype(before)
     hf.config.architectures = [model_class.__name__]
-    return load_model(hf, tokenizer=None, name=name, device="cpu")
+    return load_model(hf, tokenizer=None, name=name, device=device, dtype=dtype or torch.float32)
 
 
 def compare(model, args) -> None:
@@ -74,25 +93,20 @@ def compare(model, args) -> None:
 
     from workbench.primitives.sweep import Edit, Readout, Shape, all_heads, estimate, exactness, sweep
 
-    n_pos = N_POS
     generator = torch.Generator().manual_seed(1)
     vocab = int(model.bridge.cfg.d_vocab)
-    clean, corrupted = (torch.randint(1, vocab, (args.prompts, n_pos), generator=generator) for _ in range(2))
-    answer, wrong = torch.full((args.prompts,), ANSWER), torch.full((args.prompts,), WRONG)
+    clean, corrupted = (torch.randint(1, vocab, (args.prompts, N_POS), generator=generator) for _ in range(2))
+    readout = Readout("logit_diff", torch.full((args.prompts,), ANSWER), torch.full((args.prompts,), WRONG))
     everything = all_heads(model)
-    units = [unit for unit in everything if args.full or unit[0][1] < args.per_layer]
-    cells = spread(units, len(units) if args.full else args.cells)
-    readout = Readout("logit_diff", answer, wrong)
-
     started = time.perf_counter()
     way = exactness(model)
     checked = time.perf_counter() - started
 
-    def ours(kind: str, some=units):
+    def ours(kind: str, units: list):
         other = clean if kind == "patch" else None
-        return sweep(model, corrupted, units=some, edit=Edit(kind), metric=readout, other=other)
+        return sweep(model, corrupted, units=units, edit=Edit(kind), metric=readout, other=other)
 
-    def hooked_forwards() -> list:
+    def hooked_forwards(cells: list) -> list:
         found = []
         with torch.no_grad():
             for ((layer, head),) in cells:
@@ -108,62 +122,119 @@ def compare(model, args) -> None:
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]
     with torch.no_grad():
         cache = model.bridge.run_with_cache(clean, names_filter=names)[1]
-
-    def patched_forwards() -> list:
-        return tl_patching(model, corrupted, cache, cells)
-
-    contestants = {
-        "ours (zero)": lambda: ours("zero"),
-        "ours (patch)": lambda: ours("patch"),
-        "base (zero)": lambda: ours("zero", everything[-1:]),
-        "base (patch)": lambda: ours("patch", everything[-1:]),
-        "(a) hooked forwards": hooked_forwards,
-        "(b) tl.patching": patched_forwards,
+    forward_flops = args.prompts * Shape.of(model).full(N_POS, logits_at=N_POS)
+    rivals = {
+        "(a) hooked forwards": ("zero", hooked_forwards),
+        "(b) tl.patching": ("patch", lambda cells: tl_patching(model, corrupted, cache, cells)),
     }
-    wall: dict[str, list[float]] = {name: [] for name in contestants}
-    busy: dict[str, list[float]] = {name: [] for name in contestants}  # processor seconds: others' load does not count
-    results = {}
-    sweep(model, corrupted[:2], units=units[:2], edit="zero", metric=readout)  # warm up
-    for _ in range(args.repeats):
-        for name, run in contestants.items():
-            started, began = time.perf_counter(), time.process_time()
-            results[name] = run()
-            wall[name].append(time.perf_counter() - started)
-            busy[name].append(time.process_time() - began)
+    ours("zero", everything[:2])  # warm up
+    hooked_forwards(everything[:1])
+    speeds: dict[str, list[tuple[float, float]]] = {}  # FLOPs per wall second and per processor second
+    worst = dict.fromkeys(rivals, 0.0)
+    for number in range(args.rounds):
+        units = [unit for unit in everything if unit[0][0] % 3 == number % 3 and unit[0][1] < 2]
+        cells = spread(units, args.cells)
+        for name, (kind, run) in rivals.items():
+            began = time.perf_counter(), time.process_time()
+            theirs = torch.stack(run(cells)).double().numpy()
+            note(speeds, name, forward_flops * len(cells), began)
+            began = time.perf_counter(), time.process_time()
+            result = ours(kind, units)
+            note(speeds, f"ours ({kind})", result.cost.flops, began)
+            picked = [units.index(cell) for cell in cells]
+            worst[name] = max(worst[name], abs(theirs - result.values[picked]).max())
 
-    zero, patch = results["ours (zero)"], results["ours (patch)"]
-    theirs_on, ours_on = len(everything) / len(cells), len(everything) / len(units)
-    a_flops = args.prompts * Shape.of(model).full(n_pos, logits_at=n_pos) * len(cells)
-    title = f"{model.name}, {args.prompts} prompts x {n_pos} tokens, {len(everything)} heads"
-    print(f"\n{title}, {torch.get_num_threads()} thread(s), median of {args.repeats} rounds")
-    print(f"  fork: {way.way}, checked in {checked:.2f} s; {zero.notes or 'no notes'}")
-    print(f"  planned: {estimate(model, corrupted, units=everything, edit='zero')}")
-    print(f"  timed on: ours {len(units)}, (a) and (b) {len(cells)} of {len(everything)} heads; extrapolated to all")
-    print(f"  {'':26}{'theory':>7} |{'wall s':>8}{'ours s':>8}{'gain':>7}{'share':>7} |", end="")
-    print(f"{'cpu s':>8}{'ours s':>8}{'gain':>7}{'share':>7} |{'max diff':>9}")
-    picked = [units.index(cell) for cell in cells]
-    for theirs, ours_name, result in (
-        ("(a) hooked forwards", "ours (zero)", zero),
-        ("(b) tl.patching", "ours (patch)", patch),
-    ):
-        kind = ours_name.removeprefix("ours ").strip("()")
+    title = f"{model.name}, {args.prompts} prompts x {N_POS} tokens, {len(everything)} heads"
+    print(f"\n{title}, {torch.get_num_threads()} thread(s), median (best) of {args.rounds} rounds")
+    print(f"  fork: {way.way}, checked in {checked:.2f} s")
+    print(f"  planned: {estimate(model, corrupted, units=everything, edit='zero', timed=False)}")
+    head = f"{'GFLOP/s':>9}{'ours':>7}{'share':>7}{'gain':>7}{'(best)':>9}"
+    print(f"  {'':30}{'theory':>7} | wall {head} | cpu {head} |{'max diff':>9}")
+    for name, (kind, _) in rivals.items():
         theory = estimate(model, corrupted, units=everything, edit=kind, timed=False).speedup
-        line = f"  {theirs + ' / ' + ours_name.removeprefix('ours '):26}{theory:6.2f}x |"
-        for seconds in (wall, busy):
-            other = statistics.median(seconds[theirs]) * theirs_on
-            once = statistics.median(seconds[ours_name.replace("ours", "base")])
-            mine = once + max(statistics.median(seconds[ours_name]) - once, 0) * ours_on
-            line += f"{other:8.2f}{mine:8.2f}{other / mine:6.2f}x{other / mine / theory:7.0%} |"
-        expected = torch.stack(results[theirs]).double().numpy()
-        print(line + f"{abs(expected - result.values[picked]).max():9.1e}")
-    took = statistics.median(busy["ours (zero)"])
-    speeds = zero.cost.flops / took / 1e9, a_flops / statistics.median(busy["(a) hooked forwards"]) / 1e9
-    print(
-        f"  ours {args.prompts * len(units) / statistics.median(wall['ours (zero)']):.0f} edited prompts/s (wall), "
-        f"{speeds[0]:.1f} GFLOP per cpu second against {speeds[1]:.1f} of (a)"
+        line = f"  {name + ' / ' + kind:30}{theory:6.2f}x |"
+        for clock in (0, 1):
+            rival, mine = ([s[clock] for s in speeds[key]] for key in (name, f"ours ({kind})"))
+            share, best = statistics.median(mine) / statistics.median(rival), max(mine) / max(rival)
+            line += f"{'':5}{statistics.median(rival):9.1f}{statistics.median(mine):7.1f}{share:7.0%}"
+            line += f"{share * theory:6.2f}x{f'({best * theory:.2f}x)':>9} |"
+        print(line + f"{worst[name]:9.1e}")
+    for name, rounds in speeds.items():
+        print(f"    {name}: {', '.join(f'{wall:.1f}' for wall, _ in rounds)} GFLOP per wall second", flush=True)
+
+
+def note(speeds: dict, name: str, flops: float, began: tuple[float, float]) -> None:
+    """Speed of what began then and has just ended."""
+    wall, busy = time.perf_counter() - began[0], time.process_time() - began[1]
+    speeds.setdefault(name, []).append((flops / wall / 1e9, flops / busy / 1e9))
+
+
+def gpu(args) -> None:
+    """Models up to 7B in bfloat16: prompts per second, and the share of what one large matrix product reaches."""
+    import torch
+
+    device, wait = args.device, torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    side = 128 if args.tiny else 8192
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def timed(work) -> float:
+        work()  # warm up
+        wait()
+        seconds = []
+        for _ in range(args.rounds):
+            started = time.perf_counter()
+            work()
+            wait()
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds)
+
+    def products() -> None:
+        for _ in range(10):
+            a @ b
+
+    peak = 10 * 2 * side**3 / timed(products) / 1e12
+    where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    print(f"\n{where}, bfloat16, {args.prompts} prompts x {N_POS} tokens, median of {args.rounds} rounds")
+    print(f"  a product of {side} x {side} matrices: {peak:.1f} TFLOP/s")
+    sizes = [("tiny", 2, 64, 4, 2, 128)] if args.tiny else GPU_SIZES
+    for size in sizes:
+        print(f"  {gpu_model(*size, args, timed, peak)}", flush=True)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def gpu_model(name: str, n_layers: int, d_model: int, n_heads: int, n_kv: int, d_mlp: int, args, timed, peak) -> str:
+    """The line about one model: ours on eight heads of every layer against (a) on four heads."""
+    import torch
+
+    from workbench.primitives.sweep import Readout, Shape, all_heads, sweep
+
+    model = llama(n_layers, d_model, n_heads, n_kv, d_mlp=d_mlp, device=args.device, dtype=torch.bfloat16)
+    tokens = torch.randint(1, 30000, (args.prompts, N_POS), device=args.device)
+    readout = Readout("logit_diff", torch.full((args.prompts,), ANSWER), torch.full((args.prompts,), WRONG))
+    units = [unit for unit in all_heads(model) if unit[0][1] < 8]
+    found: list = []
+    mine = timed(lambda: found.append(sweep(model, tokens, units=units, edit="zero", metric=readout)))
+
+    def zero(z, hook):  # noqa: ARG001
+        z[:, :, 0] = 0
+        return z
+
+    def forwards() -> None:
+        with torch.no_grad():
+            for layer in range(4):
+                hook = (f"blocks.{layer % n_layers}.attn.hook_z", zero)
+                model.bridge.run_with_hooks(tokens, fwd_hooks=[hook])
+
+    theirs = timed(forwards) / 4
+    cost, edited = found[-1].cost, len(units) * args.prompts
+    speed, full = cost.flops / mine / 1e12, args.prompts * Shape.of(model).full(N_POS, logits_at=N_POS)
+    return (
+        f"{name}, {model.n_parameters / 1e9:.2f}B parameters, {len(units)} heads by {cost.method}, {cost.rows} rows: "
+        f"ours {edited / mine:.0f} edited prompts/s, {speed:.1f} TFLOP/s, {speed / peak:.0%} of peak; "
+        f"(a) {args.prompts / theirs:.0f} prompts/s, {full / theirs / 1e12 / peak:.0%} of peak; "
+        f"gain {theirs * len(units) / mine:.2f}x, theory {cost.speedup:.2f}x"
     )
-    for name in ("ours (zero)", "(a) hooked forwards"):
-        print(f"  rounds of {name}: {', '.join(f'{t:.2f}' for t in wall[name])} s wall, as timed", flush=True)
 
 
 def tl_patching(model, corrupted, cache, cells) -> list:
@@ -237,30 +308,31 @@ def spread(units: list, count: int) -> list:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--cells", type=int, default=8, help="heads that (a) and (b) are timed on")
-    parser.add_argument("--per-layer", type=int, default=2, help="heads of each layer that ours is timed on")
-    parser.add_argument("--full", action="store_true", help="time every head")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--cells", type=int, default=3, help="heads that (a) and (b) are timed on in each round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=N_PROMPTS)
-    parser.add_argument("--quick", action="store_true", help="smaller models, one round")
-    parser.add_argument("--part", choices=["compare", "scaling", "all"], default="all")
+    parser.add_argument("--quick", action="store_true", help="smaller models")
+    parser.add_argument("--part", choices=["compare", "scaling", "gpu"], nargs="+")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="of the part gpu")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model in the part gpu")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker is None:
-        for threads in args.threads:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-            subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--worker", str(threads)], env=environment, check=True
-            )
-        return
     import torch
 
-    torch.set_num_threads(args.worker)
-    if args.part != "scaling":
+    parts = args.part or (["compare", "gpu"] if torch.cuda.is_available() else ["compare"])
+    if args.worker is not None:
+        torch.set_num_threads(args.worker)
         for model in (gpt2(4), llama(4)) if args.quick else (gpt2(), llama()):
             compare(model, args)
-    if args.part != "compare" and args.worker == min(args.threads):
+        return
+    for threads in args.threads if "compare" in parts else ():
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", str(threads)], env=environment, check=True)
+    if "scaling" in parts:
+        torch.set_num_threads(min(args.threads))
         scaling(args)
+    if "gpu" in parts:
+        gpu(args)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def test_how_examples_are_batched_does_not_matter():
     whole, one = (run("gpt2", pairs, method="eap", batch_rows=rows) for rows in (None, 1))
     np.testing.assert_allclose(one.per_example, whole.per_example, rtol=1e-3, atol=1e-5)
     scale = whole.tables["edges"]["score"].abs().max()
-    np.testing.assert_allclose(one.tables["edges"]["score"], whole.tables["edges"]["score"], atol=1e-5 * scale)
+    np.testing.assert_allclose(one.tables["edges"]["score"], whole.tables["edges"]["score"], atol=1e-4 * scale)
     np.testing.assert_allclose(one.tables["spot_check"]["exact"], whole.tables["spot_check"]["exact"], atol=1e-4)
 
 

@@ -12,9 +12,9 @@ from tests.primitives.cases import left_padded, model, n_hooks, prompts, raw
 from tests.reference import paths as slow
 from tests.tiny import tiny, tiny_hf
 from workbench.errors import CapabilityError, InputError
-from workbench.primitives import frozen
+from workbench.primitives import freezing
 from workbench.primitives.patching import patch_cells, sites
-from workbench.primitives.paths import parse_receivers, path_patch
+from workbench.primitives.paths import MLP, PathRuns, all_senders, parse_receivers, path_patch, sender_name
 from workbench.primitives.receivers import Receiver
 from workbench.primitives.sweep.readout import Readout
 
@@ -69,6 +69,64 @@ def test_every_receiver_equals_three_passes_of_raw_hooks(arch, mlps):
             assert np.abs(row - logit_diff(logits)).max() < tolerance, (names, sender)
         moved = max(moved, float(np.abs(done.effect("logit_diff")).max()))
     assert moved > 0.05
+
+
+@pytest.mark.parametrize("mlps", ["recompute", "freeze"])
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "neox", "gemma2"])
+def test_mlps_send_as_heads_do(arch, mlps):
+    (base, mask, _), (other, _, _) = (left_padded(tokens, [0, 3, 2]) for tokens in runs())
+    first, last = torch.zeros_like(mask).bool(), torch.zeros_like(mask).bool()
+    first[torch.arange(N), (mask == 0).sum(1) + 2], last[:, -1] = True, True
+    spots = {"sender_positions": [2, -1], "receiver_positions": [-1]}
+    both = PathRuns.of(model(arch), base, other, attention_mask=mask)
+    moved = 0.0
+    for names, receivers in SETS:
+        top = 3 if receivers == "logits" else max(layer for _, layer, _ in receivers)
+        for options, where in [({}, (None, None)), (spots, (first | last, last))]:
+            senders = [(layer, MLP) for layer in range(top)]
+            done = both.patch(readouts(), receivers=names, senders=senders, mlps=mlps, **options)
+            assert done.reaches.all()
+            for row, (layer, _) in zip(done.values["logit_diff"], senders, strict=True):
+                logits = slow.path_patch(raw(arch), base, other, (layer, None), receivers, mlps, mask, *where)
+                tolerance = 1e-5 * max(1, float(logits.abs().max()))
+                assert np.abs(row - logit_diff(logits)).max() < tolerance, (names, layer, options)
+            moved = max(moved, float(np.abs(done.effect("logit_diff")).max()))
+    assert moved > 0.05
+
+
+@pytest.mark.parametrize("mlps", ["recompute", "freeze"])
+def test_questions_share_the_two_runs_and_batches_hold_heads_and_mlps(mlps):
+    m, (base, other) = model("llama"), runs()
+    both = PathRuns.of(m, base, other)
+    everyone = all_senders(m)
+    assert [sender_name(unit[0]) for unit in everyone[:6]] == ["0.0", "0.1", "0.2", "0.3", "0.mlp", "1.0"]
+    are_heads = [unit[0][1] != MLP for unit in everyone]
+    for names, _ in SETS:
+        question = {"receivers": names, "mlps": mlps}
+        together = both.patch(readouts(), senders=everyone, **question)
+        heads = path_patch(m, base, other, readouts=readouts(), **question)
+        alone = path_patch(m, base, other, readouts=readouts(), senders=["0.mlp", "1.mlp"], **question)
+        found = [everyone.index(unit) for unit in alone.senders]
+        np.testing.assert_allclose(together.values["kl"][are_heads], heads.values["kl"], atol=1e-6)
+        np.testing.assert_allclose(together.values["kl"][found], alone.values["kl"], atol=1e-6)
+    question = {"receivers": "logits", "senders": everyone, "mlps": mlps}
+    null = both.against_itself().patch(readouts(), donors=[1, 2, 0], **question)
+    want = path_patch(m, base, base[[1, 2, 0]], readouts=readouts(), **question)
+    np.testing.assert_allclose(null.values["logit_diff"], want.values["logit_diff"], atol=1e-5)
+
+
+def test_an_mlp_has_a_path_to_what_reads_after_it():
+    base, other = runs()
+    for arch in ("llama", "neox"):
+        both = PathRuns.of(model(arch), base, other)
+        for names, want in [(["1.0.q"], 1), (["1.mlp"], 1), ("logits", 3)]:
+            done = both.patch(readouts(), receivers=names, senders=["0.mlp", "1.mlp", "2.mlp"])
+            assert done.reaches.sum() == want
+    for wrong, words in [(["3.mlp"], "no layer 3"), (["0.4"], "no head"), (["mlp"], "not a sender"), ([], "at least")]:
+        with pytest.raises(InputError, match=words):
+            path_patch(model("llama"), base, other, receivers="logits", readouts=readouts(), senders=wrong)
+    with pytest.raises(CapabilityError, match="cannot be frozen"):  # its MLP is no module of its own
+        path_patch(model("opt"), base, other, receivers="logits", readouts=readouts(), senders=["0.mlp"])
 
 
 @pytest.mark.parametrize("mlps", ["recompute", "freeze"])
@@ -218,7 +276,7 @@ def test_architectures_whose_paths_cannot_be_told_apart_are_refused():
 
 def test_an_architecture_whose_attention_returns_the_stream_is_measured_and_refused():
     m, (base, other) = model("bloom"), runs()  # its attention and MLP modules add the stream themselves
-    assert not frozen._measure_freezing(m, "recompute")
+    assert not freezing.measure_freezing(m, "recompute")
     with pytest.raises(CapabilityError, match="cannot be frozen exactly"):
         path_patch(m, base, other, receivers="logits", readouts=readouts())
 

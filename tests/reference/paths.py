@@ -143,15 +143,18 @@ def _then(first, second):
 
 
 def path_patch(hf, base, other, sender, receivers, mlps, mask=None, sent_at=None, received_at=None) -> Tensor:
-    """Logits of pass 3. `sender` is (layer, head); `receivers` is "logits" or a list of (part, layer, index)."""
+    """Logits of pass 3. `sender` is (layer, head), or (layer, None) for the MLP; `receivers` is "logits" or a list of
+    (part, layer, index)."""
     n_layers = dims(hf)[2]
     zs = [("z", layer) for layer in range(n_layers)]
     outs = [("mlp_out", layer) for layer in range(n_layers)] if mlps == "freeze" else []
     clean = read(hf, base, [*zs, *outs], mask)  # pass 1
-    sent = read(hf, other, [("z", sender[0])], mask)["z", sender[0]]
+    layer, head = sender
+    speaks = ("mlp_out", layer) if head is None else ("z", layer)
+    sent = swap(read(hf, other, [speaks], mask)[speaks], head, sent_at)
 
     frozen = {key: swap(clean[key]) for key in [*zs, *outs]}  # pass 2
-    frozen["z", sender[0]] = swap(swap(sent, sender[1], sent_at)(clean["z", sender[0]]))
+    frozen[speaks] = _then(frozen.get(speaks), sent)
     if receivers == "logits":
         return run(hf, base, mask, frozen)
     heard_parts = [("mlp_out" if part == "mlp" else part, layer) for part, layer, _ in receivers]

@@ -54,62 +54,56 @@ def run(model: Model, data: PairDataset, params: ActivationPatchingParams, seed:
 
     Result: `heads` with the extra columns `raw_effect`, `raw_stderr` and `q`; arrays `per_example` (shares),
     `raw_per_example` and, with controls, `null_per_example`, all `[n, n_layers, n_heads]`; tables `examples`,
-    `streams`, `positions`.
+    `streams`, `positions`; in the summary how the heads were patched (`method`, `notes`) and what that cost (`cost`,
+    controls included). A run that is killed goes on where it was when it is started again.
 
     Raises:
         InputError: the data are no pairs, or a position is outside all of them.
         CapabilityError: the model's heads cannot be patched one by one.
     """
-    from workbench.primitives.patching import patch_cells, share_of_gap, sites
+    from workbench.primitives.patching import estimate_cells, patch_cells, share_of_gap, sites
+    from workbench.primitives.sweep import default_root
 
-    started = time.perf_counter()
+    seconds = [("", time.perf_counter())]
     two = pairs.runs(model, data, params, "activation_patching")
     options: dict[str, Any] = {"attention_mask": two.mask, "batch_rows": params.batch_rows}
+    kept: dict[str, Any] = {**options, "checkpoint": default_root()}
 
     cells = sites(model, params.component, positions=params.positions)
-    done = patch_cells(model, two.base, two.other, cells, two.readouts, **options)
-    places = [(site.layer, site.index or 0) for site in cells]
+    cost = estimate_cells(model, two.base, cells, controls=params.controls, **options)
+    done = patch_cells(model, two.base, two.other, cells, two.readouts, **kept)
+    at = [(site.layer, site.index or 0) for site in cells]
     shape = (model.n_layers, model.n_kv_heads if params.component in "kv" else model.n_heads)
-    base, other = done.base[params.metric], done.other[params.metric]
-    share = pairs.on_grid(done.share(params.metric, least=params.least), places, shape)
-    raw = pairs.on_grid(done.effect(params.metric), places, shape)
-    scored = time.perf_counter()
+    ends = done.base[params.metric], done.other[params.metric]
+    share = pairs.on_grid(done.share(params.metric, least=params.least), at, shape)
+    raw = pairs.on_grid(done.effect(params.metric), at, shape)
+    seconds.append(("scoring", time.perf_counter()))
 
-    null = _null(model, two, cells, places, shape, done, params, np.random.default_rng(seed), options)
+    def drawn(donors: list[int]) -> np.ndarray:
+        return patch_cells(model, two.base, two.base, cells, two.readouts, donors=donors, **kept).values[params.metric]
+
+    null = pairs.null_shares(drawn, ends, two.lengths, params, seed)
+    null = None if null is None else pairs.on_grid(null, at, shape)
     absent = np.full(shape, "no attention heads", dtype=object)
-    absent[tuple(np.array(places).T)] = ""
+    absent[tuple(np.array(at).T)] = ""
     rows = "kv_group" if params.component in "kv" else "head"
     meta = {"component": params.component, "direction": params.direction}
     heads = pairs.head_table(
         model, share, raw, null, params, seed, analysis="activation_patching", rows=rows, absent=absent, meta=meta
     )
-    controlled = time.perf_counter()
+    seconds.append(("controls", time.perf_counter()))
 
     def measured(found: Patched) -> dict[str, np.ndarray]:
-        shares = share_of_gap(found.values[params.metric], base, other, least=params.least)
+        shares = share_of_gap(found.values[params.metric], *ends, least=params.least)
         return pairs.summarise(shares, found.effect(params.metric), params, seed)
 
-    tables = {"examples": pairs.examples_table(data, base, other, share, params)}
-    skipped = _streams(model, two, params, options, measured, tables)
-    arrays = {"per_example": share.astype(np.float32), "raw_per_example": raw.astype(np.float32)}
-    if null is not None:
-        arrays["null_per_example"] = null.astype(np.float32)
-    summary: dict[str, Any] = {**pairs.headline(tables["examples"], heads), "method": done.method, **skipped}
-    return Result(
-        analysis="activation_patching",
-        heads=heads,
-        params=params,
-        model=model.describe(),
-        data=data.describe(),
-        tables=tables,
-        arrays=arrays,
-        summary=summary,
-        timing={
-            "scoring": scored - started,
-            "controls": controlled - scored,
-            "streams": time.perf_counter() - controlled,
-        },
-        seed=seed,
+    tables = {"examples": pairs.examples_table(data, *ends, share, params)}
+    skipped = _streams(model, two, params, kept, measured, tables)
+    seconds.append(("streams", time.perf_counter()))
+    summary = {"method": done.method, "notes": list(done.notes), "cost": cost.to_dict(), **skipped}
+    grids: dict[str, Any] = {"share": share, "raw": raw, "null": null}
+    return pairs.result(
+        model, data, params, seed, heads=heads, **grids, tables=tables, summary=summary, seconds=seconds
     )
 
 
@@ -128,32 +122,6 @@ def activation_patching(model: Model, data: PairDataset, *, seed: int = 0, **par
         CapabilityError: the model's heads cannot be patched one by one.
     """
     return ANALYSIS(model, data, ANALYSIS.parse(params), seed=seed)
-
-
-def _null(
-    model: Model,
-    two: pairs.Runs,
-    cells: list[Site],
-    places: list[tuple[int, int]],
-    shape: tuple[int, int],
-    done: Patched,
-    params: ActivationPatchingParams,
-    rng: np.random.Generator,
-    options: dict[str, Any],
-) -> np.ndarray | None:
-    """`[example, layer, index]`: the mean share over draws of the null."""
-    from workbench.primitives.patching import patch_cells, share_of_gap
-
-    if not params.controls:
-        return None
-    total = np.zeros((len(cells), len(two.lengths)))
-    for _ in range(params.controls):
-        take, found = pairs.donors(two.lengths, rng)
-        drawn = patch_cells(model, two.base, two.base, cells, two.readouts, donors=take.tolist(), **options)
-        values = np.where(found, drawn.values[params.metric], np.nan)
-        ends = done.base[params.metric], done.other[params.metric]
-        total += share_of_gap(values, *ends, least=params.least)
-    return pairs.on_grid(total / params.controls, places, shape)
 
 
 def _streams(

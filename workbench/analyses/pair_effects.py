@@ -14,7 +14,7 @@ conservative. Nothing here runs a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from workbench import stats
-from workbench.analyses.base import PromptParams
+from workbench.analyses.base import PromptParams, Result
 from workbench.errors import InputError
 from workbench.tables import HeadTable
 
@@ -51,7 +51,7 @@ class PairParams(PromptParams):
         near nothing is noise; null takes 0.05 logits or nats of log probability, 0.001 nats of KL or of probability,
         half a rank.
     bootstrap: resamples for the intervals.
-    batch_rows: prompts per forward pass; null for about 4,096 tokens.
+    batch_rows: prompts per forward pass; null for what the machine likes.
     """
 
     direction: Direction = "denoising"
@@ -116,6 +116,26 @@ def donors(lengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
             take[members] = np.roll(members, 1)
             found[members] = True
     return take, found
+
+
+def null_shares(
+    drawn: Callable[[list[int]], np.ndarray],
+    ends: tuple[np.ndarray, np.ndarray],
+    lengths: np.ndarray,
+    params: PairParams,
+    seed: int,
+) -> np.ndarray | None:
+    """`[row, example]`: the mean share over draws of the null; `drawn(donors)` patches with other examples' base runs
+    and gives the metric, `ends` are the metric of base and other run."""
+    from workbench.primitives.two_runs import share_of_gap
+
+    rng = np.random.default_rng(seed)
+    shares = []
+    for _ in range(params.controls):
+        take, found = donors(lengths, rng)
+        values = np.where(found, drawn(take.tolist()), np.nan)
+        shares.append(share_of_gap(values, *ends, least=params.least))
+    return np.mean(shares, axis=0) if shares else None
 
 
 def on_grid(values: np.ndarray, places: Sequence[tuple[int, int]], shape: tuple[int, int]) -> np.ndarray:
@@ -190,6 +210,38 @@ def examples_table(
     frame["clean"], frame["corrupted"] = (other, base) if denoising else (base, other)
     frame["counts"] = ~np.isnan(share).all(axis=tuple(range(1, share.ndim)))
     return frame
+
+
+def result(
+    model: Model,
+    data: PairDataset,
+    params: PairParams,
+    seed: int,
+    *,
+    heads: HeadTable,
+    share: np.ndarray,
+    raw: np.ndarray,
+    null: np.ndarray | None,
+    tables: Mapping[str, pd.DataFrame],
+    summary: Mapping[str, Any],
+    seconds: Sequence[tuple[str, float]],
+) -> Result:
+    """The result that grids `[example, layer, index]` make: arrays `per_example` (shares), `raw_per_example` and, where
+    there is a null, `null_per_example`; `seconds` are names of stages and when each ended, the first when all began."""
+    arrays = {"per_example": share, "raw_per_example": raw, "null_per_example": null}
+    ends = zip(seconds[1:], seconds, strict=False)
+    return Result(
+        analysis=str(heads.meta["analysis"]),
+        heads=heads,
+        params=params,
+        model=model.describe(),
+        data=data.describe(),
+        tables=dict(tables),
+        arrays={name: values.astype(np.float32) for name, values in arrays.items() if values is not None},
+        summary={**headline(tables["examples"], heads), **summary},
+        timing={name: end - before for (name, end), (_, before) in ends},
+        seed=seed,
+    )
 
 
 def headline(frame: pd.DataFrame, heads: HeadTable) -> dict[str, Any]:

@@ -39,13 +39,15 @@ class PathPatchingParams(pairs.PairParams):
         receivers: "logits", or together some of "L.H.q" (head H of layer L), "L.G.k", "L.G.v" (kv group G) and "L.mlp".
         receiver_positions: where the receivers' values are replaced, null for everywhere; `positions` are the sender's.
         mlps: on the way from sender to receiver, `recompute` or `freeze`.
-        edges: with several receivers, also measure each alone, for the table `edges`; costs as much again for each.
+        mlp_senders: let every MLP send too, for the table `edges`; the head table is about heads.
+    edges: with several receivers, also measure each alone, for the table `edges`; costs as much again for each.
     """
 
     direction: pairs.Direction = "noising"
     receivers: tuple[str, ...] = ("logits",)
     receiver_positions: tuple[int, ...] | None = Field(default=None, min_length=1)
     mlps: Literal["recompute", "freeze"] = "recompute"
+    mlp_senders: bool = False
     edges: bool = True
 
     @field_validator("receivers", mode="before")
@@ -70,84 +72,71 @@ def run(model: Model, data: PairDataset, params: PathPatchingParams, seed: int) 
 
     Result: `heads` with the extra columns `raw_effect`, `raw_stderr` and `q`, status "no path to a receiver" for heads
     at or above all of them; arrays `per_example` (shares), `raw_per_example` and, with controls, `null_per_example`,
-    all `[n, n_layers, n_heads]`; tables `examples` and `edges` (a row per sender and receiver that a path connects).
+    all `[n, n_layers, n_heads]`; tables `examples` and `edges` (a row per sender and receiver that a path connects;
+    `sender_head` is -1 for an MLP); in the summary what it cost (`cost`, controls included). A run that is killed goes
+    on where it was when it is started again.
 
     Raises:
         InputError: the data are no pairs; a receiver or position does not exist.
         CapabilityError: this architecture's paths cannot be told apart.
     """
-    from workbench.primitives.patching import share_of_gap
-    from workbench.primitives.paths import path_patch
+    from workbench.primitives.paths import MLP, PathRuns, all_senders
+    from workbench.primitives.sweep import default_root
 
-    started = time.perf_counter()
+    seconds = [("", time.perf_counter())]
     two = pairs.runs(model, data, params, "path_patching")
+    both = PathRuns.of(model, two.base, two.other, attention_mask=two.mask, batch_rows=params.batch_rows)
     options: dict[str, Any] = {
-        "readouts": two.readouts,
+        "senders": all_senders(model, mlps=params.mlp_senders),
         "mlps": params.mlps,
-        "attention_mask": two.mask,
         "sender_positions": params.positions,
         "receiver_positions": params.receiver_positions,
-        "batch_rows": params.batch_rows,
     }
-    done = path_patch(model, two.base, two.other, receivers=params.receivers, **options)
-    senders = [unit[0] for unit in done.senders]
+    cost = both.estimate(receivers=params.receivers, controls=params.controls, **options)
+    kept: dict[str, Any] = {"checkpoint": default_root(), **options}
+    done = both.patch(two.readouts, receivers=params.receivers, **kept)
+    is_head = np.array([unit[0][1] != MLP for unit in done.senders])
+    senders = [unit[0] for unit in done.senders if unit[0][1] != MLP]
     shape = (model.n_layers, model.n_heads)
-    base, other = done.base[params.metric], done.other[params.metric]
-    share = pairs.on_grid(done.share(params.metric, least=params.least), senders, shape)
-    raw = pairs.on_grid(done.effect(params.metric), senders, shape)
-    scored = time.perf_counter()
+    ends = done.base[params.metric], done.other[params.metric]
+    share = pairs.on_grid(done.share(params.metric, least=params.least)[is_head], senders, shape)
+    raw = pairs.on_grid(done.effect(params.metric)[is_head], senders, shape)
+    seconds.append(("scoring", time.perf_counter()))
 
-    null = None
-    if params.controls:
-        rng = np.random.default_rng(seed)
-        total = np.zeros((len(senders), len(data)))
-        for _ in range(params.controls):
-            take, found = pairs.donors(two.lengths, rng)
-            drawn = path_patch(
-                model, two.base, two.base, receivers=params.receivers, donors=take.tolist(), **options
-            ).values[params.metric]
-            total += share_of_gap(np.where(found, drawn, np.nan), base, other, least=params.least)
-        null = pairs.on_grid(total / params.controls, senders, shape)
+    itself, heads_only = both.against_itself(), {**kept, "senders": senders}
+
+    def drawn(donors: list[int]) -> np.ndarray:
+        found = itself.patch(two.readouts, receivers=params.receivers, donors=donors, **heads_only)
+        return found.values[params.metric]
+
+    null = pairs.null_shares(drawn, ends, two.lengths, params, seed)
+    null = None if null is None else pairs.on_grid(null, senders, shape)
     absent = np.full(shape, "no attention heads", dtype=object)
-    for reaches, (layer, head) in zip(done.reaches, senders, strict=True):
+    for reaches, (layer, head) in zip(done.reaches[is_head], senders, strict=True):
         absent[layer, head] = "" if reaches else "no path to a receiver"
     names = [str(receiver) for receiver in done.receivers]
     meta = {"receivers": ", ".join(names), "mlps": params.mlps, "direction": params.direction}
     heads = pairs.head_table(
         model, share, raw, null, params, seed, analysis="path_patching", rows="head", absent=absent, meta=meta
     )
-    controlled = time.perf_counter()
+    seconds.append(("controls", time.perf_counter()))
 
     alone = {names[0]: done}
     if params.edges and len(names) > 1:
-        alone = {name: path_patch(model, two.base, two.other, receivers=name, **options) for name in names}
-    tables = {"examples": pairs.examples_table(data, base, other, share, params)}
+        alone = {name: both.patch(two.readouts, receivers=name, **kept) for name in names}
+    tables = {"examples": pairs.examples_table(data, *ends, share, params)}
     if len(names) == 1 or params.edges:
         tables["edges"] = _edges(alone, params, seed)
-    arrays = {"per_example": share.astype(np.float32), "raw_per_example": raw.astype(np.float32)}
-    if null is not None:
-        arrays["null_per_example"] = null.astype(np.float32)
-    summary: dict[str, Any] = {
-        **pairs.headline(tables["examples"], heads),
+    seconds.append(("edges", time.perf_counter()))
+    summary = {
         "receivers": names,
         "mlps": params.mlps,
         "n_senders": int(done.reaches.sum()),
+        "cost": cost.to_dict(),
     }
-    return Result(
-        analysis="path_patching",
-        heads=heads,
-        params=params,
-        model=model.describe(),
-        data=data.describe(),
-        tables=tables,
-        arrays=arrays,
-        summary=summary,
-        timing={
-            "scoring": scored - started,
-            "controls": controlled - scored,
-            "edges": time.perf_counter() - controlled,
-        },
-        seed=seed,
+    grids: dict[str, Any] = {"share": share, "raw": raw, "null": null}
+    return pairs.result(
+        model, data, params, seed, heads=heads, **grids, tables=tables, summary=summary, seconds=seconds
     )
 
 
@@ -172,13 +161,16 @@ def _edges(alone: dict[str, PathPatched], params: PathPatchingParams, seed: int)
     """One row per sender and receiver between which a path exists."""
     import pandas as pd
 
+    from workbench.primitives.paths import sender_name
+
     frames = []
     for name, found in alone.items():
         rows = np.flatnonzero(found.reaches)
         share = found.share(params.metric, least=params.least)[rows]
         facts = {
             "sender_layer": [found.senders[row][0][0] for row in rows],
-            "sender_head": [found.senders[row][0][1] for row in rows],
+            "sender_head": [found.senders[row][0][1] for row in rows],  # -1: the MLP
+            "sender": [sender_name(found.senders[row][0]) for row in rows],
             "receiver": [name] * len(rows),
         }
         numbers = pairs.summarise(share, found.effect(params.metric)[rows], params, seed)

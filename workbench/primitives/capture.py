@@ -7,7 +7,7 @@ They never know what the activations are for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -53,6 +53,8 @@ def capture(
     positions: Positions | None = None,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
     stop_at_layer: int | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    position_ids: Int[Tensor, "batch pos"] | None = None,
 ) -> dict[str, Tensor]:
     """Activations by name, keyed as asked, from one forward pass over `tokens`.
 
@@ -60,6 +62,7 @@ def capture(
         positions: columns to keep, negative ones from the end; for a pattern or scores these are query rows. An int
             keeps one position and its axis.
         stop_at_layer: do not compute this layer or any after it.
+        inputs, position_ids: as `forward` takes them (images; positions of one's own).
 
     Memory: `batch x kept positions x width` per name (`batch x head x kept x pos` for a pattern), in the model's dtype,
     on its device; each tensor owns its storage. While the pass runs, one layer's full attention pattern exists: for
@@ -78,7 +81,15 @@ def capture(
     hooks: list[Hook] = [(name, _bind(keep, name)) for name in points]
     all_logits = any(str(point.name).startswith("unembed") for point in points.values())
     with hooked(model, hooks, copy=False):
-        run_until(model, stop_at_layer, tokens, attention_mask=attention_mask, logits_to_keep=0 if all_logits else 1)
+        run_until(
+            model,
+            stop_at_layer,
+            tokens,
+            attention_mask=attention_mask,
+            logits_to_keep=0 if all_logits else 1,
+            inputs=inputs,
+            position_ids=position_ids,
+        )
     return kept
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.primitives.forward import forward
+from workbench.primitives.forward import forward, image_token
 from workbench.primitives.hooks import Hook, hooked
 from workbench.primitives.interventions import Intervention, Scope, applied
 
@@ -80,11 +80,17 @@ def prefill(
     batch_size: int = 16,
     interventions: Sequence[Intervention] = (),
     budget: int = ATTENTION_BUDGET,
+    inputs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Iterator[Prefilled]:
     """Prefill `prompts`, sharing every common prefix, and yield them in batches of similar length.
 
     Batches do not come in the order of `prompts`; `Prefilled.index` says which is which. At most
     `4 * batch_size` prompts' caches are held at once.
+
+    Args:
+        inputs: for each prompt what the model takes beside its tokens (`pixel_values` of one image, ...), see `forward`.
+            A prefix with its image is shared by prompts that are given the same mapping object. Up to the end of the
+            image a prompt is one chunk, whatever `budget` says.
 
     Raises:
         InputError: a prompt has fewer than two tokens, or is longer than the model's context.
@@ -95,13 +101,16 @@ def prefill(
         if model.n_ctx and len(prompt) > model.n_ctx:
             raise InputError(f"Prompt {i} has {len(prompt)} tokens but {model.name} takes at most {model.n_ctx}.")
     during_prefill = [i for i in interventions if i.scope != Scope.DECODE]
+    if inputs is not None and len(inputs) != len(prompts):
+        raise InputError(f"{len(inputs)} inputs were given for {len(prompts)} prompts; give one mapping for each.")
     path = _Path(model, during_prefill, budget)
     waiting: dict[int, list[tuple[int, DynamicCache]]] = {}
-    for i in sorted(range(len(prompts)), key=lambda i: tuple(prompts[i])):
+    beside = [None] * len(prompts) if inputs is None else inputs
+    for i in sorted(range(len(prompts)), key=lambda i: (id(beside[i]), tuple(prompts[i]))):
         length = len(prompts[i])
         size = int(math.log(length, _LENGTH_CLASS))
         bucket = waiting.setdefault(size, [])
-        bucket.append((i, path.extend_to(prompts[i][:-1])))
+        bucket.append((i, path.extend_to(prompts[i][:-1], beside[i])))
         if len(bucket) >= min(batch_size, max(1, _BATCH_TOKENS // length)):
             yield _merge(model, prompts, waiting.pop(size))
         elif sum(map(len, waiting.values())) >= _MAX_WAITING * batch_size:
@@ -175,22 +184,37 @@ class _Path:
     def __init__(self, model: Model, interventions: Sequence[Intervention], budget: int) -> None:
         self.model, self.interventions, self.budget = model, interventions, budget
         self.tokens: tuple[int, ...] = ()
+        self.inputs: Mapping[str, Any] | None = None
         self.cache: DynamicCache | None = None
+        self.marker = image_token(model)
 
-    def extend_to(self, tokens: Sequence[int]) -> DynamicCache:
+    def extend_to(self, tokens: Sequence[int], inputs: Mapping[str, Any] | None = None) -> DynamicCache:
         from transformers import DynamicCache
 
         tokens = tuple(tokens)
         shared = common_prefix(self.tokens, tokens)
+        image_end = 0 if not inputs else len(tokens) - tuple(reversed(tokens)).index(self.marker)
+        if (inputs is not self.inputs and (inputs or self.inputs)) or shared < image_end:
+            shared = 0
         cache = fork(self.cache, length=shared) if self.cache is not None and shared else DynamicCache()
         with applied(self.model, self.interventions) as phase:
             phase.name = "prefill"
-            for start, end in _chunks(shared, len(tokens), self.model.n_heads, self.budget):
+            start = shared
+            if shared < image_end:
+                rows = torch.tensor([tokens[:image_end]], device=self.model.device)
+                forward(self.model, rows, cache=cache, use_cache=True, logits_to_keep=1, inputs=_upto(inputs, image_end))
+                start = image_end
+            for start, end in _chunks(start, len(tokens), self.model.n_heads, self.budget):
                 phase.offset = start
                 rows = torch.tensor([tokens[start:end]], device=self.model.device)
                 forward(self.model, rows, cache=cache, use_cache=True, logits_to_keep=1)
-        self.tokens, self.cache = tokens, cache
+        self.tokens, self.inputs, self.cache = tokens, inputs, cache
         return fork(cache)
+
+
+def _upto(inputs: Mapping[str, Any] | None, end: int) -> dict[str, Any]:
+    """What goes with the first `end` tokens: token types are one per token."""
+    return {k: v[:, :end] if k == "token_type_ids" else v for k, v in (inputs or {}).items()}
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ knows about hooks, interventions or generation.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from workbench.errors import CapabilityError, InputError
+from workbench.primitives.swap import dense_unembedding, swapped
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -52,6 +54,8 @@ def forward(
     use_cache: bool = False,
     logits_to_keep: int | Int[Tensor, " kept"] = 0,
     grad: bool = False,
+    inputs: Mapping[str, Any] | None = None,
+    position_ids: Int[Tensor, "batch pos"] | None = None,
 ) -> Output:
     """Run the model on `tokens`, after what is already in `cache`.
 
@@ -65,12 +69,16 @@ def forward(
         use_cache: start a cache when none is given.
         logits_to_keep: how many of the last positions get logits (0: all), or the indices of those that do.
         grad: keep the autograd graph.
+        inputs: what a vision-language model takes beside tokens (`pixel_values`, `image_sizes`, ...), with the piece of
+            the prompt that holds all its image tokens; later pieces find the image in the cache.
+        position_ids: instead of those counted from the mask.
 
     Memory: attention is eager, one layer's scores `[batch, head, pos, past + pos]` exist at a time; feed long prompts
     in chunks with a cache. Logits are `[batch, kept, vocab]`.
 
     Raises:
-        InputError: shapes that do not fit together, or positions beyond a learned position table.
+        InputError: shapes that do not fit together, positions beyond a learned position table, image tokens without
+            pixels, pixels without image tokens.
         CapabilityError: a cache for a native bridge, which has none.
     """
     hf = model.hf
@@ -80,6 +88,7 @@ def forward(
         )
     past = 0 if cache is None else int(cache.get_seq_length())
     tokens, mask = _checked(model, tokens, attention_mask, past)
+    beside = _beside(model, tokens, inputs)
     with torch.set_grad_enabled(grad):
         if hf is None:
             logits = model.bridge(tokens, return_type="logits", attention_mask=mask)
@@ -87,14 +96,17 @@ def forward(
         takes = _signature(hf)
         if use_cache and cache is None:
             cache = DynamicCache()
-        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "use_cache": cache is not None}
+        given: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "use_cache": cache is not None, **beside}
         if cache is not None:
-            inputs["past_key_values"] = cache
-        if takes.position_ids:
-            inputs["position_ids"] = _position_ids(tokens, mask, past)
+            given["past_key_values"] = cache
+        if position_ids is not None:
+            given["position_ids"] = position_ids.to(tokens.device)
+        elif takes.position_ids:
+            given["position_ids"] = _position_ids(tokens, mask, past)
         if takes.logits_to_keep:
-            inputs["logits_to_keep"] = logits_to_keep
-        logits = hf(**inputs).logits
+            given["logits_to_keep"] = logits_to_keep
+        with swapped(dense_unembedding(hf)):
+            logits = hf(**given).logits
     return Output(logits if takes.logits_to_keep else _keep(logits, logits_to_keep), cache)
 
 
@@ -133,6 +145,43 @@ def _checked(
             f"{longest} tokens exceed the {model.n_ctx} learned positions of {model.name!r}; shorten the prompt."
         )
     return tokens.to(device=device, dtype=torch.long), mask
+
+
+def image_token(model: Model) -> int | None:
+    """The token id that stands for (a part of) an image, None for a model that reads text only."""
+    config = getattr(model.hf, "config", None)
+    for name in ("image_token_id", "image_token_index"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    return None
+
+
+def _beside(model: Model, tokens: Int[Tensor, "batch pos"], inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What goes to the model beside the tokens, on its device and in its dtype; checked against the image tokens."""
+    marker = image_token(model)
+    given = dict(inputs or {})
+    if marker is None:
+        if given:
+            raise InputError(
+                f"The model {model.name!r} reads text only, so it cannot be given {', '.join(given)}; use a "
+                "vision-language one, such as 'organism:captions'."
+            )
+        return given
+    has_image = bool((tokens == marker).any())
+    if has_image and "pixel_values" not in given:
+        raise InputError(
+            f"The tokens hold image tokens ({marker}) but no pixel_values were given, so {model.name!r} would read them "
+            "as a word; pass inputs={'pixel_values': ...} or take them out."
+        )
+    if "pixel_values" in given and not has_image:
+        raise InputError(
+            f"pixel_values were given with tokens that hold no image token ({marker}); give them with the piece of the "
+            "prompt that has the image."
+        )
+    placed = {key: value.to(tokens.device) if isinstance(value, Tensor) else value for key, value in given.items()}
+    if isinstance(placed.get("pixel_values"), Tensor):
+        placed["pixel_values"] = placed["pixel_values"].to(model.dtype)
+    return placed
 
 
 def _position_ids(

@@ -1,37 +1,33 @@
 """Pass 2 and pass 3 of path patching: shut every way but the direct one, hear what receivers get, play it to them.
 
 `paths` says what is computed and in which order; this is how: modules that return what they returned in the base run,
-one sender's change added, until the last receiver has been heard. It never knows metrics, nor which prompt was clean.
+one sender's change put in, until the last receiver has been heard. It never knows metrics, nor which prompt was clean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from workbench.errors import CapabilityError, WorkbenchError
-from workbench.primitives import separable
-from workbench.primitives.forward import forward
-from workbench.primitives.hooks import Hook, hooked
-from workbench.primitives.receivers import LOGITS, Key, Receiver, by_layer
+from workbench.errors import CapabilityError
+from workbench.primitives.hooks import Hook
+from workbench.primitives.receivers import Key
+from workbench.primitives.senders import MLP
 from workbench.primitives.suffix import (
     Run,
     Stop,
-    agree,
     frozen,
     record,
-    resumes_exactly,
     run_from,
-    some_tokens,
     writes,
 )
-from workbench.primitives.sweep.swap import hidden_out
+from workbench.primitives.swap import hidden_out
 from workbench.primitives.sweep.units import Unit, attention_layers
 
 if TYPE_CHECKING:
@@ -42,40 +38,22 @@ Mlps = Literal["recompute", "freeze"]
 
 @dataclass
 class FrozenPaths:
-    """Everything that passes 2 and 3 read: the base run, z of both runs, and who listens."""
+    """Everything that passes 2 and 3 read: the base run, z and MLP outputs of the other, and who listens.
+
+    Attributes:
+        take: row of the other run that each example's sender speaks as.
+        listeners: heads or kv groups, by layer and part; an empty list for an MLP; nothing for the logits.
+        straight: the stream takes what a sender adds as it is, and nothing between sender and receiver answers to it.
+    """
 
     model: Model
     base: Run
-    z_other: dict[int, Float[Tensor, "n pos head d_head"]]
-    other_logits: Float[Tensor, "n vocab"]
-    listeners: dict[Key, list[int]]  # heads or kv groups, by layer and part; empty list for an MLP
+    other: Run
+    take: Int[Tensor, " n"]
+    listeners: dict[Key, list[int]]
     mlps: Mlps
-    straight: bool  # the stream takes d as it is, and nothing between sender and receiver answers to it
+    straight: bool
     sent_at: Bool[Tensor, "n pos"]
-
-    @classmethod
-    def between(
-        cls,
-        model: Model,
-        base: Tensor,
-        other: Tensor,
-        units: Sequence[Unit],
-        receivers: Sequence[Receiver],
-        mlps: Mlps,
-        attention_mask: Tensor | None,
-        take: Tensor,
-        sent_at: Tensor,
-        rows_at_once: int,
-    ) -> FrozenPaths:
-        """Pass 1."""
-        layers = sorted({layer for unit in units for layer, _ in unit})
-        names = [_z(layer) for layer in layers]
-        options = {"attention_mask": attention_mask, "names": names, "batch_rows": rows_at_once}
-        here = record(model, base, modules=True, **options)
-        there = record(model, other, **options)
-        straight = mlps == "freeze" and model.capabilities.fork_exact
-        z_other = {layer: there.kept[_z(layer)][take.to(there.logits.device)] for layer in layers}
-        return cls(model, here, z_other, there.logits, by_layer(receivers), mlps, straight, sent_at)
 
     @property
     def device(self) -> torch.device:
@@ -90,63 +68,73 @@ class FrozenPaths:
         heard = self._heard(units, rows)
         return self._third_pass(heard, rows, received_at[rows])
 
-    def _d(
-        self, units: Sequence[Unit], rows: Tensor, columns: slice = slice(None)
-    ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-        """d = (z_new - z_orig) W_O by layer, zero for rows whose sender is elsewhere."""
-        added: dict[int, Tensor] = {}
+    def _sent(self, units: Sequence[Unit], rows: Tensor, *, last_only: bool = False) -> _Sent:
+        """What the senders do to attention and MLP outputs, by layer."""
+        columns = slice(-1, None) if last_only else slice(None)
         members: dict[tuple[int, int], list[int]] = {}
         for row, unit in enumerate(units):
-            for head in unit:
-                members.setdefault(head, []).append(row)
-        device = self.device
-        where = self.sent_at[rows][:, columns].to(device)
-        rows = rows.to(device)
+            for part in unit:
+                members.setdefault(part, []).append(row)
+        where = self.sent_at[rows][:, columns].to(self.device)
+        here, there = rows.to(self.device), self.take[rows].to(self.device)
+        sent = _Sent()
         for (layer, head), some in members.items():
-            z_orig, z_new = self.base.kept[_z(layer)], self.z_other[layer]
-            example = rows[some]
-            dz = (z_new[example, :, head] - z_orig[example, :, head])[:, columns]
+            if head == MLP:
+                told = torch.zeros_like(where)
+                told[some] = where[some]
+                sent.mlp[layer] = (self.other.mlp[layer][there][:, columns], told)
+                continue
+            z_orig, z_new = self.base.kept[z_name(layer)], self.other.kept[z_name(layer)]
+            dz = (z_new[there[some], :, head] - z_orig[here[some], :, head])[:, columns]
             dz = torch.where(where[some][..., None], dz, 0)
             d = writes(self.model, layer, dz[:, :, None], [head])
-            if layer not in added:
-                added[layer] = d.new_zeros(len(units), *d.shape[1:])
-            added[layer][some] += d
-        return added
+            if layer not in sent.attn:
+                sent.attn[layer] = d.new_zeros(len(units), *d.shape[1:])
+            sent.attn[layer][some] += d
+        return sent
+
+    def _added(self, sent: _Sent, below: int, rows: Tensor, *, last_only: bool = False) -> Tensor | None:
+        """What the senders in layers below add to the stream, where it takes that as it is; None for nothing."""
+        columns = slice(-1, None) if last_only else slice(None)
+        total = [d for layer, d in sent.attn.items() if layer < below]
+        for layer, (value, told) in sent.mlp.items():
+            if layer < below:
+                orig = self.base.mlp[layer][rows.to(self.device)][:, columns]
+                total.append(torch.where(told[..., None], value - orig, 0))
+        return sum(total[1:], total[0]) if total else None
 
     def _into_logits(self, units: Sequence[Unit], rows: Tensor) -> Float[Tensor, "batch vocab"]:
-        """Pass 2 to its end."""
+        """Pass 2 to its end: with all attention frozen, the last column depends on itself alone."""
+        sent = self._sent(units, rows, last_only=True)
+        n_layers = self.model.n_layers
         if self.straight:
-            d = sum(self._d(units, rows, slice(-1, None)).values())
-            final = self.base.stream[self.model.n_layers][rows.to(self.device)][:, -1:] + d
-            return _some(run_from(self.model, self.base, self.model.n_layers, rows, stream=final))
+            final = self.base.stream[n_layers][rows.to(self.device)][:, -1:]
+            added = self._added(sent, n_layers, rows, last_only=True)
+            final = final if added is None else final + added
+            return _some(run_from(self.model, self.base, n_layers, rows, stream=final))
         start = min(layer for unit in units for layer, _ in unit)
-        d = self._d(units, rows)
-        swaps = self._shut(range(start, self.model.n_layers), rows, d)
-        return _some(run_from(self.model, self.base, start, rows, swaps=swaps))
+        swaps = self._shut(range(start, n_layers), rows, sent, last_only=True)
+        return _some(run_from(self.model, self.base, start, rows, swaps=swaps, last_only=True))
 
     def _heard(self, units: Sequence[Unit], rows: Tensor) -> dict[Key, Tensor]:
-        """What every receiver gets in pass 2, by layer and part."""
-        d = self._d(units, rows)
-        listening = sorted({layer for layer, _ in self.listeners})
+        """What every receiver gets in pass 2, by layer and part; those below every sender get what they always got."""
+        sent = self._sent(units, rows)
+        start = min(layer for unit in units for layer, _ in unit)
+        listening = sorted({layer for layer, _ in self.listeners if layer >= start})
         ear = _Ear(self.listeners)
         if self.straight:
             for layer in listening:
                 stream = self.base.stream[layer][rows.to(self.device)]
-                for at, change in d.items():
-                    stream = stream + change if at < layer else stream
+                added = self._added(sent, layer, rows)
+                stream = stream if added is None else stream + added
                 ear.expect(layer)
-                swaps = self._shut([layer], rows, d, ear)
+                swaps = self._shut([layer], rows, sent, ear)
                 run_from(self.model, self.base, layer, rows, stream=stream, hooks=ear.hooks([layer]), swaps=swaps)
-            return self._all(ear, 0)
-        start = min(layer for unit in units for layer, _ in unit)
-        layers = range(start, listening[-1] + 1)
-        ear.expect(*layers)
-        swaps = self._shut(layers, rows, d, ear)
-        run_from(self.model, self.base, start, rows, hooks=ear.hooks(layers), swaps=swaps)
-        return self._all(ear, start)
-
-    def _all(self, ear: _Ear, start: int) -> dict[Key, Tensor]:
-        """What was heard, once nothing is missing. A receiver below every sender gets what it always got."""
+        else:
+            layers = range(start, listening[-1] + 1)
+            ear.expect(*layers)
+            swaps = self._shut(layers, rows, sent, ear)
+            run_from(self.model, self.base, start, rows, hooks=ear.hooks(layers), swaps=swaps)
         deaf = sorted({key for key in self.listeners if key[0] >= start} - set(ear.heard))
         if deaf:
             layer, part = deaf[0]
@@ -157,23 +145,29 @@ class FrozenPaths:
         return ear.heard
 
     def _shut(
-        self, layers: Iterable[int], rows: Tensor, d: Mapping[int, Tensor], ear: _Ear | None = None
+        self, layers: Iterable[int], rows: Tensor, sent: _Sent, ear: _Ear | None = None, *, last_only: bool = False
     ) -> dict[nn.Module, Callable[..., Any]]:
-        """Replacements that freeze attention (and MLPs), d added, while receivers compute what they get."""
+        """Replacements that freeze attention (and MLPs) but for the senders, while receivers compute what they get."""
         swaps: dict[nn.Module, Callable[..., Any]] = {}
-        at = rows.to(self.device)
+        at, columns = rows.to(self.device), slice(-1, None) if last_only else slice(None)
         for layer in layers:
             block = self.model.bridge.blocks[layer]
-            closed = frozen(self.base, block.attn, _rows(self.base.attn[layer], at, d.get(layer)))
+            output = _rows(self.base.attn[layer], at, columns, sent.attn.get(layer))
+            closed = frozen(self.base, block.attn, output)
             listens = ear is not None and any((layer, part) in self.listeners for part in "qkv")
             swaps[block.attn] = _after(block.attn.forward, closed) if listens else closed
             mlp = getattr(block, "mlp", None)
-            still = self.mlps == "freeze" and layer in self.base.mlp
-            closed = frozen(self.base, mlp, _rows(self.base.mlp[layer], at)) if still and mlp is not None else None
-            if ear is not None and mlp is not None and (layer, "mlp") in self.listeners:
-                swaps[mlp] = ear.at_mlp(layer, mlp.forward, closed)
-            elif closed is not None and mlp is not None:
-                swaps[mlp] = closed
+            if not isinstance(mlp, nn.Module):
+                continue
+            said: Callable[..., Any] | None = None
+            if self.mlps == "freeze" and layer in self.base.mlp:
+                said = frozen(self.base, mlp, _rows(self.base.mlp[layer], at, columns))
+            if layer in sent.mlp:
+                said = exchanged_rows(self.base, mlp, said or mlp.forward, *sent.mlp[layer])
+            if ear is not None and (layer, "mlp") in self.listeners:
+                swaps[mlp] = ear.at_mlp(layer, mlp.forward, said)
+            elif said is not None:
+                swaps[mlp] = said
         return swaps
 
     def _third_pass(self, heard: dict[Key, Tensor], rows: Tensor, where: Bool[Tensor, "batch pos"]) -> Tensor:
@@ -184,11 +178,28 @@ class FrozenPaths:
         for (layer, part), value in heard.items():
             if part == "mlp":
                 mlp = self.model.bridge.blocks[layer].mlp
-                swaps[mlp] = _mixed(self.base, mlp, mlp.forward, value, where)
+                swaps[mlp] = exchanged_rows(self.base, mlp, mlp.forward, value, where)
             else:
                 hooks.append((f"blocks.{layer}.attn.hook_{part}", _put(self.listeners[layer, part], value, where)))
         start = min(layer for layer, _ in heard)
         return _some(run_from(self.model, self.base, start, rows, hooks=hooks, swaps=swaps))
+
+
+@dataclass
+class _Sent:
+    """What the senders of a batch change.
+
+    Attributes:
+        attn: d = (z_new - z_orig) W_O by layer, `[batch, pos, d_model]`, zero for rows whose sender is elsewhere.
+        mlp: outputs of the other run by layer, and the rows and positions that get them.
+    """
+
+    attn: dict[int, Tensor] = field(default_factory=dict)
+    mlp: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class _LayerHeard(Exception):
+    """Ends an attention module that has nothing more to say to a receiver."""
 
 
 @dataclass
@@ -213,11 +224,13 @@ class _Ear:
         index = self.listeners[layer, part]
         return lambda value, _: self._hear((layer, part), value[:, :, index].clone())
 
-    def at_mlp(self, layer: int, call: Callable[..., Any], closed: Callable[..., Any] | None) -> Callable[..., Any]:
+    def at_mlp(self, layer: int, call: Callable[..., Any], said: Callable[..., Any] | None) -> Callable[..., Any]:
+        """Hear what the MLP makes of what it gets, and let the rest of the model hear `said` (None: the same)."""
+
         def listen(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
             self._hear((layer, "mlp"), hidden_out(output).clone())
-            return output if closed is None else closed()
+            return output if said is None else said(*args, **kwargs)
 
         return listen
 
@@ -226,24 +239,33 @@ class _Ear:
         self.waiting.discard(key)
         if not self.waiting:
             raise Stop
+        if key[1] != "mlp" and not any((key[0], part) in self.waiting for part in "qkv"):
+            raise _LayerHeard
 
 
-def _rows(values: Tensor, at: Tensor, added: Tensor | None = None) -> Callable[[], Tensor]:
+def _rows(values: Tensor, at: Tensor, columns: slice, added: Tensor | None = None) -> Callable[[], Tensor]:
     """Rows of a recorded output, taken when the module is called, so that only one layer's exist at a time."""
-    return lambda: values[at] if added is None else values[at] + added
+    return lambda: values[at][:, columns] if added is None else values[at][:, columns] + added
 
 
 def _after(call: Callable[..., Any], closed: Callable[..., Any]) -> Callable[..., Any]:
-    """Run the module for its hooks, and return what is frozen."""
+    """Run the module for its hooks, as far as they listen, and return what is frozen."""
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        call(*args, **kwargs)
+        with suppress(_LayerHeard):
+            call(*args, **kwargs)
         return closed()
 
     return replacement
 
 
-def _mixed(run: Run, module: nn.Module, call: Callable[..., Any], value: Tensor, where: Tensor) -> Callable[..., Any]:
+def exchanged_rows(
+    run: Run,
+    module: nn.Module,
+    call: Callable[..., Any],
+    value: Float[Tensor, "batch pos d_model"],
+    where: Bool[Tensor, "batch pos"],
+) -> Callable[..., Any]:
     """The module's own output, with `value` at `where`."""
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
@@ -263,58 +285,16 @@ def _put(index: list[int], value: Tensor, where: Tensor) -> Callable[[Tensor, An
     return edit
 
 
-_freezes: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
+def record_all(
+    model: Model, tokens: Tensor, *, mask: Tensor | None = None, names: Sequence[str] = (), batch_rows: int = 64
+) -> Run:
+    """Pass 1 of one run: the stream, attention and MLP outputs, and z of every layer."""
+    names = [*(z_name(layer) for layer in attention_layers(model)), *names]
+    parts = ("stream", "attn", "mlp")
+    return record(model, tokens, attention_mask=mask, names=sorted(set(names)), parts=parts, batch_rows=batch_rows)
 
 
-def require_freezing(model: Model, mlps: Mlps) -> None:
-    """Attention (and MLPs) can be frozen exactly.
-
-    Raises:
-        CapabilityError: they cannot, measured against hooks on every head.
-    """
-    model.require("head_ablation_ok")
-    known = _freezes.setdefault(model, {})
-    if mlps not in known:
-        try:
-            with torch.no_grad():
-                known[mlps] = resumes_exactly(model) and _measure_freezing(model, mlps)
-        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, WorkbenchError):
-            known[mlps] = False  # modules that are called or answer in another way
-    if not known[mlps]:
-        what, remedy = "Heads", "use activation patching"
-        if mlps == "freeze":
-            what, remedy = "Heads and MLPs", "try mlps: recompute, or use activation patching"
-        raise CapabilityError(
-            f"{what} of {model.name!r} cannot be frozen exactly (measured against hooks on every head), so paths "
-            f"cannot be told apart; {remedy}."
-        )
-
-
-def _measure_freezing(model: Model, mlps: Mlps) -> bool:
-    """The direct effect of a head of the first block, and of one in the middle, equals that of hooks on all heads."""
-    a, b = some_tokens(model), some_tokens(model, 12)
-    layers = attention_layers(model)
-    if len(layers) < model.n_layers:
-        return False  # other mixers carry information between positions, and would be taken for part of the path
-    names = [_z(layer) for layer in layers]
-    outputs = [f"blocks.{layer}.hook_mlp_out" for layer in layers] if mlps == "freeze" else []
-    outputs = [name for name in outputs if name in model.bridge.hook_dict]  # none in attention-only models
-    base, other = record(model, a, names=[*names, *outputs]), record(model, b, names=names)
-    rows = torch.arange(len(a))
-    everywhere = torch.ones(a.shape, dtype=torch.bool)
-    for layer in sorted({0, model.n_layers // 2}):
-        units: list[Unit] = [((layer, model.n_heads - 1),)]
-        paths = FrozenPaths.between(model, a, b, units, [LOGITS], mlps, None, rows, everywhere, len(a))
-        hooks: list[Hook] = [separable.exchanged(name, base.kept[name]) for name in [*names, *outputs]]
-        hooks.append(separable.exchanged(_z(layer), other.kept[_z(layer)], [model.n_heads - 1]))
-        with hooked(model, hooks, copy=False):
-            want = forward(model, a, logits_to_keep=1).logits[:, -1]
-        if not agree(paths.patched(units * len(a), rows, everywhere), want):
-            return False
-    return True
-
-
-def _z(layer: int) -> str:
+def z_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_z"
 
 

@@ -14,6 +14,9 @@ stream before and after a block, at all positions or at chosen ones.
    (`suffix.run_from`; where that is not exact, whole forwards).
 3. In each row's hooks replace what its cell names; read the metric at the last column.
 
+Whole heads, one at a time and with one metric, are what the sweep does (edit `patch`), with less work; they are left to
+it.
+
 `transformer_lens.patching` is not used: it takes no attention mask (a left-padded batch is patched and measured at
 wrong positions), reports 0 for k and v heads that GQA does not have, and runs one whole forward per cell. This file
 never knows which prompt was the clean one.
@@ -21,85 +24,36 @@ never knows which prompt was the clean one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from workbench.errors import CapabilityError, InputError, did_you_mean
-from workbench.primitives import separable
-from workbench.primitives.forward import n_padding
+from workbench.errors import InputError
+from workbench.primitives import batches
 from workbench.primitives.hooks import Hook
+from workbench.primitives.sites import Cell, Component, Site, checked_cells, sites
 from workbench.primitives.suffix import Run, record, resumes_exactly, run_from
+from workbench.primitives.sweep.checkpoint import Checkpoint, identity
+from workbench.primitives.sweep.cost import Cost, Shape
+from workbench.primitives.sweep.edit import Edit
+from workbench.primitives.sweep.engine import sweep
+from workbench.primitives.sweep.plan import rows_at_once
 from workbench.primitives.sweep.readout import Readout
-from workbench.primitives.sweep.units import attention_layers
-from workbench.progress import bar
+from workbench.primitives.sweep.request import Request
+from workbench.primitives.two_runs import check_runs, donor_rows, measure_all, places, share_of_gap
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from workbench.models import Model
 
-
-class Component(str, Enum):
-    """What a site exchanges."""
-
-    Z = "z"
-    Q = "q"
-    K = "k"
-    V = "v"
-    ATTN_OUT = "attn_out"
-    MLP_OUT = "mlp_out"
-    RESID_PRE = "resid_pre"
-    RESID_POST = "resid_post"
-
-
-_HOOKS = {
-    Component.Z: "attn.hook_z",
-    Component.Q: "attn.hook_q",
-    Component.K: "attn.hook_k",
-    Component.V: "attn.hook_v",
-    Component.ATTN_OUT: "hook_attn_out",
-    Component.MLP_OUT: "hook_mlp_out",
-    Component.RESID_PRE: "hook_in",
-    Component.RESID_POST: "hook_out",
-}
-_PER_HEAD = (Component.Z, Component.Q)
-_PER_GROUP = (Component.K, Component.V)
-TOKENS_AT_ONCE = 4096  # of one forward pass
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place where activations are exchanged.
-
-    Attributes:
-        component: which activation.
-        layer: of the block.
-        index: head of z and q, kv group of k and v; None for the others.
-        positions: where, None for everywhere. 0, 1, ... count from each row's first real token, -1, -2, ... from the
-            last one.
-    """
-
-    component: Component
-    layer: int
-    index: int | None = None
-    positions: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.component, Component):
-            object.__setattr__(self, "component", _component(self.component))
-
-    @property
-    def hook(self) -> str:
-        """Name of the hook point."""
-        return f"blocks.{self.layer}.{_HOOKS[self.component]}"
-
-
-Cell: TypeAlias = tuple[Site, ...]
+__all__ = ["Cell", "Component", "Patched", "Site", "estimate_cells", "patch_cells", "share_of_gap", "sites"]
 
 
 @dataclass(frozen=True)
@@ -109,8 +63,10 @@ class Patched:
     Attributes:
         values: by metric, `[cell, example]`, float64.
         base, other: by metric, `[example]`, of the two runs.
-        method: "fork" when layers below a cell were not computed again, else "hooks"; both are exact.
-        n_rows: prompts that went through the model in all, each from its cell's layer on.
+        method: "sweep" when the sweep engine did it, "fork" when layers below a cell were not computed again, else
+            "hooks" (whole forwards); all are exact.
+        cost: as planned, with the seconds that the speed of the base run promised.
+        notes: what was given up, and why; empty when everything went the fast way.
     """
 
     cells: tuple[Cell, ...]
@@ -118,7 +74,8 @@ class Patched:
     base: dict[str, np.ndarray]
     other: dict[str, np.ndarray]
     method: str
-    n_rows: int
+    cost: Cost
+    notes: tuple[str, ...] = ()
 
     def effect(self, metric: str) -> np.ndarray:
         """`[cell, example]`: value - base."""
@@ -127,39 +84,6 @@ class Patched:
     def share(self, metric: str, *, least: float = 0.0) -> np.ndarray:
         """`[cell, example]`: the part of the way from base to other; see `share_of_gap`."""
         return share_of_gap(self.values[metric], self.base[metric], self.other[metric], least=least)
-
-
-def share_of_gap(values: np.ndarray, base: np.ndarray, other: np.ndarray, *, least: float = 0.0) -> np.ndarray:
-    """(value - base) / (other - base) per example; NaN where the two runs agree on the metric.
-
-    Agree: the gap is at most `least`, or at most 1e-5 of the larger of the two, which is float32 rounding.
-    """
-    gap = other - base
-    floor = np.maximum(least, 1e-5 * np.maximum(np.abs(base), np.abs(other)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(np.abs(gap) > floor, (values - base) / gap, np.nan)
-
-
-def sites(
-    model: Model,
-    component: Component | str,
-    *,
-    layers: Iterable[int] | None = None,
-    positions: Sequence[int] | None = None,
-) -> list[Site]:
-    """Every site of one component: by layer, and by head or kv group where there are such."""
-    kind = _component(component)
-    with_attention = set(attention_layers(model))
-    chosen = range(model.n_layers) if layers is None else layers
-    width = model.n_heads if kind in _PER_HEAD else model.n_kv_heads if kind in _PER_GROUP else None
-    where = None if positions is None else tuple(positions)
-    needs_attention = width is not None or kind is Component.ATTN_OUT
-    return [
-        Site(kind, layer, index, where)
-        for layer in chosen
-        if layer in with_attention or not needs_attention
-        for index in ([None] if width is None else range(width))
-    ]
 
 
 def patch_cells(
@@ -172,6 +96,7 @@ def patch_cells(
     attention_mask: Int[Tensor, "n pos"] | None = None,
     donors: Sequence[int] | None = None,
     batch_rows: int | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Patched:
     """Patch each cell of the base run with activations of the other run, and measure every example.
 
@@ -181,7 +106,9 @@ def patch_cells(
         readouts: metrics by the name their values go under; KL is against the base run.
         attention_mask: 1 for real tokens, of both runs.
         donors: row of the other run that each example takes its activations from; default its own.
-        batch_rows: prompts per forward pass; default `TOKENS_AT_ONCE` tokens.
+        batch_rows: prompts per forward pass; default what the machine likes.
+        checkpoint: folder for finished layers; the same patching, started again after it was killed, goes on from there
+            and gives the same bits. Needs readouts with `key()`.
 
     Memory: the base run's stream, `n_layers x n x pos x d_model`, and the other run's activations at the sites.
 
@@ -189,59 +116,174 @@ def patch_cells(
         InputError: a site that the model does not have, a position that no example has, shapes that do not fit.
         CapabilityError: the model does not let this component be exchanged alone.
     """
-    made = tuple(_checked(model, (cell,) if isinstance(cell, Site) else tuple(cell)) for cell in cells)
-    if not made or not readouts:
-        raise InputError("Patching needs at least one cell and one metric.")
-    check_runs(base, other, attention_mask)
-    for component in {site.component for cell in made for site in cell}:
-        _require(model, component)
-    take = donor_rows(donors, len(base))
-    rows_at_once = batch_rows or max(1, TOKENS_AT_ONCE // base.shape[1])
-    names = sorted({site.hook for cell in made for site in cell})
+    asked = _Asked(model, base, other, cells, readouts, attention_mask, donors, batch_rows)
     with torch.no_grad():
-        fork = resumes_exactly(model)
-        here = record(model, base, attention_mask=attention_mask, batch_rows=rows_at_once)
-        there = record(model, other, attention_mask=attention_mask, names=names, batch_rows=rows_at_once)
-        source = {name: value[take.to(value.device)] for name, value in there.kept.items()}
-        values = {name: np.full((len(made), len(base)), np.nan) for name in readouts}
-        jobs = Jobs(made, here, attention_mask)
-        with bar(jobs.n_rows, "patching") as shown:
-            for start, cell, example in jobs.batches(rows_at_once, [_lowest(c) if fork else 0 for c in made]):
-                hooks = jobs.hooks(source, cell, example)
-                logits = run_from(model, here, start, example, hooks=hooks)
-                assert logits is not None
-                for name, readout in readouts.items():
-                    values[name][cell, example.numpy()] = measure(readout, logits, example, here)
-                shown.update(len(cell))
-    for c, defined in enumerate(jobs.defined):
-        for name in readouts:
-            values[name][c, ~defined] = np.nan
-    everyone = torch.arange(len(base))
-    ends = [{n: measure(r, run.logits, everyone, here) for n, r in readouts.items()} for run in (here, there)]
-    return Patched(made, values, ends[0], ends[1], "fork" if fork else "hooks", jobs.n_rows)
+        if asked.swept is not None:
+            return asked.by_sweep(asked.swept, readouts, checkpoint)
+        return asked.by_cells(readouts, checkpoint)
+
+
+def estimate_cells(
+    model: Model,
+    base: Int[Tensor, "n pos"],
+    cells: Sequence[Site | Sequence[Site]],
+    *,
+    n_metrics: int = 1,
+    attention_mask: Int[Tensor, "n pos"] | None = None,
+    batch_rows: int | None = None,
+    controls: int = 0,
+) -> Cost:
+    """What `patch_cells` would cost, done `1 + controls` times."""
+    names = {str(i): None for i in range(n_metrics)}
+    return _Asked(model, base, base, cells, names, attention_mask, None, batch_rows).cost(controls)
+
+
+class _Asked:
+    """A patching that was asked for, checked, and the way it is done."""
+
+    def __init__(
+        self,
+        model: Model,
+        base: Tensor,
+        other: Tensor,
+        cells: Sequence[Site | Sequence[Site]],
+        readouts: Mapping[str, Any],
+        attention_mask: Tensor | None,
+        donors: Sequence[int] | None,
+        batch_rows: int | None,
+    ):
+        if not readouts:
+            raise InputError("Patching needs at least one metric.")
+        check_runs(base, other, attention_mask)
+        self.cells = checked_cells(model, cells)
+        self.model, self.base, self.other, self.mask = model, base, other, attention_mask
+        self.take = donor_rows(donors, len(base))
+        self.shape = Shape.of(model)
+        self.size = batch_rows or rows_at_once(model, self.shape, base.shape[1])
+        self.jobs = Jobs(self.cells, base, attention_mask)
+        self.fork = resumes_exactly(model)
+        self.starts = [min(site.layer for site in cell) if self.fork else 0 for cell in self.cells]
+        self.notes = () if self.fork else ("resuming at a block is not exact here, so patching runs full forwards",)
+        self.swept = self._sweepable(readouts, batch_rows)
+
+    def _sweepable(self, readouts: Mapping[str, Any], batch_rows: int | None) -> Request | None:
+        """The sweep that does the same: one whole head per cell, one metric, its own batch size."""
+        heads = [
+            (cell[0].layer, cell[0].index)
+            for cell in self.cells
+            if len(cell) == 1 and cell[0].component is Component.Z and cell[0].positions is None
+        ]
+        if len(heads) < len(self.cells) or len(readouts) > 1 or batch_rows is not None:
+            return None
+        (metric,) = readouts.values()
+        edit, donated = Edit("patch"), self.other[self.take.to(self.other.device)]
+        return Request(self.model, self.base, self.mask, donated, heads, edit, metric, 0, None, 0, "auto")
+
+    def by_sweep(self, asked: Request, readouts: Mapping[str, Readout], checkpoint: str | Path | None) -> Patched:
+        done = sweep(
+            self.model,
+            self.base,
+            units=asked.units,
+            edit=asked.edit,
+            metric=asked.metric,  # type: ignore[arg-type]
+            attention_mask=self.mask,
+            other=asked.other,
+            checkpoint=checkpoint,
+        )
+        here, there = (self._recorded(tokens) for tokens in (self.base, self.other))
+        (name,) = readouts
+        method = "sweep" if done.method == "fork" else "hooks"
+        return self._result({name: done.values}, readouts, here, there, method, done.cost, done.notes)
+
+    def by_cells(self, readouts: Mapping[str, Readout], checkpoint: str | Path | None) -> Patched:
+        kept = Checkpoint(checkpoint, None if checkpoint is None else self.key(readouts))
+        names = sorted({site.hook for cell in self.cells for site in cell})
+        started = time.perf_counter()
+        here = self._recorded(self.base, parts=("stream",))
+        n, n_pos = self.base.shape
+        speed = n * self.shape.full(n_pos, logits_at=1) / (time.perf_counter() - started)
+        there = self._recorded(self.other, names=names)
+        source = {name: value[self.take.to(value.device)] for name, value in there.kept.items()}
+        cost = self.cost().at_speed(speed)
+
+        def work(start: int, cell: np.ndarray, example: Tensor) -> dict[str, np.ndarray]:
+            logits = run_from(self.model, here, start, example, hooks=self.jobs.hooks(source, cell, example))
+            assert logits is not None
+            return measure_all(readouts, logits, example, here)
+
+        label = f"patching, {cost.duration}"
+        values = batches.measured(work, self.starts, n, list(readouts), size=self.size, kept=kept, label=label)
+        for c, defined in enumerate(self.jobs.defined):
+            for name in readouts:
+                values[name][c, ~defined] = np.nan
+        return self._result(values, readouts, here, there, "fork" if self.fork else "hooks", cost, self.notes)
+
+    def _recorded(self, tokens: Tensor, **options: Any) -> Run:
+        options = {"parts": (), **options}
+        return record(self.model, tokens, attention_mask=self.mask, batch_rows=self.size, **options)
+
+    def _result(
+        self,
+        values: dict[str, np.ndarray],
+        readouts: Mapping[str, Readout],
+        here: Run,
+        there: Run,
+        method: str,
+        cost: Cost,
+        notes: Sequence[str],
+    ) -> Patched:
+        everyone = torch.arange(len(self.base))
+        base, other = (measure_all(readouts, run.logits, everyone, here) for run in (here, there))
+        return Patched(self.cells, values, base, other, method, cost, tuple(notes))
+
+    def cost(self, controls: int = 0) -> Cost:
+        (n, n_pos), shape, last = self.base.shape, self.shape, self.model.n_layers - 1
+        if self.swept is not None:
+            return self.swept.cost.times(1 + controls)
+        once = 0
+        for start, cell in zip(self.starts, self.cells, strict=True):
+            once += 2 * shape.unembed + sum(shape.block(layer, n_pos) for layer in range(start, last))
+            once += shape.block(last, n_pos) if last in {site.layer for site in cell} else shape.last_block(n_pos)
+        itemsize = torch.empty((), dtype=self.model.dtype).element_size()
+        kept = shape.base_bytes(n_pos, self.model.n_layers, itemsize, other=False)
+        cost = Cost(
+            method="fork" if self.fork else "hooks",
+            units=len(self.cells),
+            examples=n,
+            controls=0,
+            forwards=2 * -(-n // self.size) + batches.n_batches(self.starts, n, self.size),
+            rows=self.size,
+            flops=float(n * (once + 2 * shape.full(n_pos, logits_at=1))),
+            reference_flops=float(n * len(self.cells) * shape.full(n_pos, logits_at=n_pos)),
+            bytes=n * kept + self.size * shape.row_bytes(n_pos, itemsize),
+        )
+        return cost.times(1 + controls)
+
+    def key(self, readouts: Mapping[str, Readout]) -> list[Any]:
+        """Everything that decides the numbers, JSON-able."""
+        return [
+            "patching",
+            *identity(self.model, self.base, self.mask, self.other),
+            [[(site.component.value, site.layer, site.index, site.positions) for site in cell] for cell in self.cells],
+            self.take.tolist(),
+            {name: readout.key() for name, readout in readouts.items()},
+            self.starts,
+            self.size,
+        ]
 
 
 class Jobs:
-    """Cells x examples as rows of batches, and the hooks that give each row its own patch."""
+    """Cells x examples as rows of batches: the hooks that give each row its own patch."""
 
-    def __init__(self, cells: Sequence[Cell], run: Run, attention_mask: Tensor | None):
+    def __init__(self, cells: Sequence[Cell], tokens: Int[Tensor, "n pos"], attention_mask: Tensor | None):
         self.cells = cells
-        self.n, self.n_pos = run.tokens.shape
-        self.n_rows = len(cells) * self.n
+        n, self.n_pos = tokens.shape
         wanted = {site.positions for cell in cells for site in cell}
-        found = {p: places(self.n, self.n_pos, p, attention_mask) for p in wanted}
+        found = {p: places(n, self.n_pos, p, attention_mask) for p in wanted}
         self.where = {p: columns for p, (columns, _) in found.items()}
         self.defined = [
             np.logical_and.reduce([found[site.positions][1].numpy() for site in cell]) for cell in self.cells
         ]
-
-    def batches(self, size: int, starts: Sequence[int]) -> Iterable[tuple[int, np.ndarray, Int[Tensor, " batch"]]]:
-        """First layer to compute, cell and example of every row; cells of one start share batches."""
-        for start in sorted(set(starts)):
-            members = np.flatnonzero(np.asarray(starts) == start)
-            cell, example = np.repeat(members, self.n), np.tile(np.arange(self.n), len(members))
-            for at in range(0, len(cell), size):
-                yield start, cell[at : at + size], torch.from_numpy(example[at : at + size])
 
     def hooks(self, source: Mapping[str, Tensor], cell: np.ndarray, example: Int[Tensor, " batch"]) -> list[Hook]:
         """One hook per point that a cell of this batch touches."""
@@ -262,100 +304,3 @@ def _replace(mask: Bool[Tensor, "batch pos index"], values: Tensor) -> Any:
         return torch.where(where, values.to(activation.dtype), activation)
 
     return edit
-
-
-def places(
-    n: int, n_pos: int, positions: Sequence[int] | None, attention_mask: Int[Tensor, "n pos"] | None
-) -> tuple[Bool[Tensor, "n pos"], Bool[Tensor, " n"]]:
-    """Columns of `positions` in every row, and which rows have all of them.
-
-    0, 1, ... count from a row's first real token, -1, -2, ... from its last; None: every column, in every row.
-
-    Raises:
-        InputError: a position that no row has.
-    """
-    if positions is None:
-        return torch.ones(n, n_pos, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
-    padding = torch.zeros(n, dtype=torch.long) if attention_mask is None else n_padding(attention_mask).cpu()
-    columns = torch.zeros(n, n_pos, dtype=torch.bool)
-    defined = torch.ones(n, dtype=torch.bool)
-    for position in positions:
-        column = padding + position if position >= 0 else torch.full((n,), n_pos + position)
-        inside = (column >= padding) & (column < n_pos)
-        if not bool(inside.any()):
-            raise InputError(f"Position {position} is outside every prompt; the longest has {n_pos} tokens.")
-        columns[torch.arange(n)[inside], column[inside]] = True
-        defined &= inside
-    return columns, defined
-
-
-def measure(readout: Readout, logits: Float[Tensor, "batch vocab"], example: Tensor, base: Run) -> np.ndarray:
-    """Metric of each row, float64; `base` is what KL compares with."""
-    compared = base.logits[example.to(base.logits.device)] if readout.needs_base else None
-    return readout(logits, example, compared).double().cpu().numpy()
-
-
-def check_runs(base: Tensor, other: Tensor, attention_mask: Tensor | None) -> None:
-    """Two runs that can be patched into one another.
-
-    Raises:
-        InputError: naming the shapes, or the row that is padded on the right.
-    """
-    if base.ndim != 2 or base.shape != other.shape or not base.numel():
-        raise InputError(
-            f"Both runs must be token rows of one shape [n, pos], not {list(base.shape)} and {list(other.shape)}."
-        )
-    if attention_mask is not None and attention_mask.shape != base.shape:
-        raise InputError(f"The mask has shape {list(attention_mask.shape)}, but the runs have {list(base.shape)}.")
-    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
-        row = int((attention_mask[:, -1] == 0).nonzero()[0])
-        raise InputError(f"Example {row} is padded on the right; pad on the left, so that every prompt ends together.")
-
-
-def donor_rows(donors: Sequence[int] | None, n: int) -> Int[Tensor, " n"]:
-    take = torch.arange(n) if donors is None else torch.as_tensor(donors)
-    if take.shape != (n,) or bool(((take < 0) | (take >= n)).any()):
-        raise InputError(f"`donors` names one of {n} examples for each of them, not {donors!r}.")
-    return take.long()
-
-
-def _lowest(cell: Cell) -> int:
-    return min(site.layer for site in cell)
-
-
-def _component(value: Any) -> Component:
-    try:
-        return Component(value)
-    except ValueError:
-        known = [c.value for c in Component]
-        hint = did_you_mean(str(value), known)
-        raise InputError(f"{value!r} is not a component to patch.{hint} Choose one of {', '.join(known)}.") from None
-
-
-def _checked(model: Model, cell: Cell) -> Cell:
-    if not cell:
-        raise InputError("A cell needs at least one site; leave it out to change nothing.")
-    for site in cell:
-        if not 0 <= site.layer < model.n_layers:
-            raise InputError(f"There is no layer {site.layer} in {model.name!r}; layers are 0 to {model.n_layers - 1}.")
-        width = {**dict.fromkeys(_PER_HEAD, model.n_heads), **dict.fromkeys(_PER_GROUP, model.n_kv_heads)}
-        n = width.get(site.component)
-        if n is None and site.index is not None:
-            raise InputError(f"{site.component.value} belongs to the whole layer; leave out index {site.index}.")
-        if n is not None and (site.index is None or not 0 <= site.index < n):
-            what = "kv group" if site.component in _PER_GROUP else "head"
-            raise InputError(
-                f"{site.component.value} needs a {what} from 0 to {n - 1} of {model.name!r}, not {site.index}."
-            )
-        if site.hook not in model.bridge.hook_dict:
-            raise CapabilityError(f"Model {model.name!r} has no {site.component.value} in layer {site.layer}.")
-    return cell
-
-
-def _require(model: Model, component: Component) -> None:
-    if component is Component.Z:
-        model.require("head_ablation_ok")
-    elif component in (Component.Q, Component.K, Component.V):
-        separable.require_heads(model)
-    elif component in (Component.ATTN_OUT, Component.MLP_OUT):
-        separable.require_outputs(model)

@@ -83,14 +83,6 @@ def existing(model: Model, receivers: tuple[Receiver, ...]) -> tuple[Receiver, .
     return receivers
 
 
-def reach(model: Model, receiver: Receiver) -> int:
-    """Senders in layers below this have a path to the receiver."""
-    if receiver.layer is None:
-        return model.n_layers
-    parallel = model.capabilities.fork_point == "resid_post"  # there an MLP reads what attention reads
-    return receiver.layer + (receiver.part == "mlp" and not parallel)
-
-
 def by_layer(receivers: Iterable[Receiver]) -> dict[Key, list[int]]:
     """Heads or kv groups by layer and part; an empty list for an MLP; nothing for the logits."""
     grouped: dict[Key, list[int]] = {}

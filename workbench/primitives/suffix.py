@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,12 +23,16 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
-from workbench.primitives.sweep.swap import as_output, hidden_in, hidden_out, output_width, swapped
+from workbench.primitives.swap import as_output, hidden_in, hidden_out, output_width, swapped, with_hidden
+from workbench.primitives.sweep.exactness import exactness
+from workbench.primitives.sweep.fork import last_block
+from workbench.primitives.sweep.prompts import Prompts
 
 if TYPE_CHECKING:
     from workbench.models import Model
 
 Swap = Mapping[nn.Module, Callable[..., Any]]
+Part = Literal["stream", "attn", "mlp"]
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Run:
         kept: further activations, by the names they were asked for.
         logits: at the last column.
 
-    Memory: `(1 + 2 [attn, mlp]) x n_layers x n x pos x d_model`, on the model's device and in its dtype.
+    Memory: `(stream, attn, mlp) x n_layers x n x pos x d_model`, on the model's device and in its dtype.
     """
 
     tokens: Int[Tensor, "n pos"]
@@ -61,23 +65,23 @@ def record(
     *,
     attention_mask: Int[Tensor, "n pos"] | None = None,
     names: Sequence[str] = (),
-    modules: bool = False,
+    parts: Sequence[Part] = ("stream",),
     batch_rows: int = 64,
 ) -> Run:
-    """Run everything once. `names` are hook names to keep; `modules`: keep attention and MLP outputs too."""
-    parts: list[Run] = []
+    """Run everything once. `names` are hook names to keep, `parts` which fields of the run are filled."""
+    made: list[Run] = []
     for start in range(0, len(tokens), batch_rows):
         mask = None if attention_mask is None else attention_mask[start : start + batch_rows]
         part = Run(tokens[start : start + batch_rows], mask, {}, {}, {}, {}, torch.empty(0))
-        handles = _watch(model, part, modules)
+        handles = _watch(model, part, parts)
         try:
             with hooked(model, [(name, _keep(part.kept, name)) for name in names], copy=False):
                 part.logits = forward(model, part.tokens, attention_mask=mask, logits_to_keep=1).logits[:, -1]
         finally:
             for handle in handles:
                 handle.remove()
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else _joined(parts, tokens, attention_mask)
+        made.append(part)
+    return made[0] if len(made) == 1 else _joined(made, tokens, attention_mask)
 
 
 class Stop(Exception):
@@ -93,30 +97,63 @@ def run_from(
     stream: Float[Tensor, "batch pos d_model"] | None = None,
     hooks: Sequence[Hook] = (),
     swaps: Swap | None = None,
+    last_only: bool = False,
 ) -> Float[Tensor, "batch vocab"] | None:
     """Logits at the last column of examples `rows` of `run`, computed from block `start` on; None after a `Stop`.
+
+    A last block without hooks or replacements is computed at the last column only, where that is exact (`exactness`).
 
     Args:
         start: first block that is computed; `n_layers` for none.
         stream: what enters that block, instead of what `run` says.
         hooks: as for `hooked`, on blocks from `start` on; they return new tensors.
         swaps: replacements of modules in those blocks.
+        last_only: compute the last column alone, which is all there is to it when no block mixes positions; the
+            replaced modules return that column.
     """
     blocks = list(model.bridge.blocks)
     tokens = run.tokens[rows.to(run.tokens.device)]
     mask = None if run.mask is None else run.mask[rows.to(run.mask.device)]
     replaced: dict[nn.Module, Callable[..., Any]] = dict(swaps or {})
-    if start:
+    last_only = last_only or start == len(blocks)
+    if start or last_only:
         given = run.stream[start][rows.to(run.stream[start].device)] if stream is None else stream
-        if start == len(blocks):  # what is left is a function of the last column alone
+        if last_only:
             given, tokens, mask = given[:, -1:], tokens[:, -1:], None
         for block in blocks[:start]:
             replaced[block] = frozen(run, block, lambda: given)
+        if start == 0:
+            replaced[blocks[0]] = _reading(blocks[0].forward, given)
+    if start < len(blocks) and not last_only and _untouched(blocks, hooks, replaced) and _shortens(model):
+        at_end = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        prompts = Prompts(rows, tokens, mask, at_end)
+        replaced[blocks[-1]] = last_block(blocks[-1], len(blocks) - 1, prompts, run.widths[blocks[-1]])
     try:
         with swapped(replaced), hooked(model, hooks, copy=False, must_fire=False):
             return forward(model, tokens, attention_mask=mask, logits_to_keep=1).logits[:, -1]
     except Stop:
         return None
+
+
+def _reading(call: Callable[..., Any], given: Tensor) -> Callable[..., Any]:
+    """A block that reads `given`, whatever it is called with."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = with_hidden(args, kwargs, given)
+        return call(*args, **kwargs)
+
+    return run
+
+
+def _untouched(blocks: Sequence[Any], hooks: Sequence[Hook], swaps: Swap) -> bool:
+    """Whether nothing is hooked or replaced in the last block."""
+    inside = set(blocks[-1].modules())
+    return not any(name.startswith(f"blocks.{len(blocks) - 1}.") for name, _ in hooks) and not inside & set(swaps)
+
+
+def _shortens(model: Model) -> bool:
+    way = exactness(model).way
+    return way is not None and way.tail
 
 
 def frozen(run: Run, module: nn.Module, output: Callable[[], Float[Tensor, "batch pos d_model"]]) -> Callable[..., Any]:
@@ -200,7 +237,7 @@ def _measure(model: Model) -> bool:
     return agree(_logits(run_from(model, run, model.n_layers, rows)), run.logits)
 
 
-def _watch(model: Model, run: Run, modules: bool) -> list[Any]:
+def _watch(model: Model, run: Run, parts: Sequence[Part]) -> list[Any]:
     """Module hooks that fill `run`; remove them."""
 
     def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -214,12 +251,15 @@ def _watch(model: Model, run: Run, modules: bool) -> list[Any]:
         return hook
 
     blocks = list(model.bridge.blocks)
-    handles: list[Any] = [blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    handles: list[Any] = []
+    if "stream" in parts:
+        handles.append(blocks[0].register_forward_pre_hook(enter, with_kwargs=True))
     for layer, block in enumerate(blocks):
-        handles.append(block.register_forward_hook(leave(run.stream, layer + 1)))
-        for name, where in (("attn", run.attn), ("mlp", run.mlp)) if modules else ():
+        if "stream" in parts:
+            handles.append(block.register_forward_hook(leave(run.stream, layer + 1)))
+        for name, where in (("attn", run.attn), ("mlp", run.mlp)):
             module = getattr(block, name, None)
-            if isinstance(module, nn.Module):
+            if name in parts and isinstance(module, nn.Module):
                 handles.append(module.register_forward_hook(leave(where, layer)))
     return handles
 
@@ -243,6 +283,7 @@ def _joined(parts: list[Run], tokens: Tensor, mask: Tensor | None) -> Run:
 
 
 __all__ = [
+    "Part",
     "Run",
     "Stop",
     "agree",

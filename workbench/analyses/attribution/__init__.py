@@ -55,18 +55,17 @@ def run(model: Model, data: PairDataset, params: AttributionParams, seed: int) -
     """
     from workbench.primitives.attribution import wiring
 
-    started = time.perf_counter()
+    seconds = [("", time.perf_counter())]
     work = Work.prepare(model, data, params, np.random.default_rng(seed))
     found = work.score()
     heads = heads_table(model, found, params, seed)
-    scored = time.perf_counter()
+    seconds.append(("scoring", time.perf_counter()))
     share = found.share(found.heads)
     tables: dict[str, pd.DataFrame] = {
         "examples": pairs.examples_table(data, found.base, found.other, share, params),
         "nodes": nodes_table(found),
     }
     summary: dict[str, Any] = {
-        **pairs.headline(tables["examples"], heads),
         "approximation": _how(params),
         "n_gradients": len(work.path),
     }
@@ -77,20 +76,11 @@ def run(model: Model, data: PairDataset, params: AttributionParams, seed: int) -
             summary["notes"] = list(wiring(model).notes)
     if params.spot_check:
         tables["spot_check"], summary["spot_check"] = spot_check(work, found, seed)
-    arrays = {"per_example": share, "raw_per_example": found.heads}
-    if params.controls:
-        arrays["null_per_example"] = found.share(found.null)
-    return Result(
-        analysis="attribution",
-        heads=heads,
-        params=params,
-        model=model.describe(),
-        data=data.describe(),
-        tables=tables,
-        arrays={name: values.astype(np.float32) for name, values in arrays.items()},
-        summary=summary,
-        timing={"scoring": scored - started, "spot_check": time.perf_counter() - scored},
-        seed=seed,
+    seconds.append(("spot_check", time.perf_counter()))
+    grids: dict[str, Any] = {"share": share, "raw": found.heads}
+    grids["null"] = found.share(found.null) if params.controls else None
+    return pairs.result(
+        model, data, params, seed, heads=heads, **grids, tables=tables, summary=summary, seconds=seconds
     )
 
 

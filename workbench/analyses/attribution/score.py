@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.primitives.attribution import Graph, NodeScores
     from workbench.tasks.pairs import PairDataset
 
+_TOKENS_AT_ONCE = 4096  # of one forward and backward pass
 _EDGE_BYTES = 1 << 28  # working memory of a batch of edge scores
 
 
@@ -109,7 +110,7 @@ class Work:
     @classmethod
     def prepare(cls, model: Model, data: PairDataset, params: AttributionParams, rng: np.random.Generator) -> Work:
         from workbench.primitives.attribution import AT_BASE, integration_path
-        from workbench.primitives.patching import places
+        from workbench.primitives.two_runs import places
 
         two = pairs.runs(model, data, params, "attribution")
         donors = [pairs.donors(two.lengths, rng) for _ in range(params.controls)]
@@ -167,17 +168,16 @@ class Work:
 
     def _batch_rows(self, width: int) -> int:
         from workbench.primitives.attribution import bytes_per_example
-        from workbench.primitives.patching import TOKENS_AT_ONCE
 
         if self.params.batch_rows is not None:
             return self.params.batch_rows
-        size = TOKENS_AT_ONCE // width
+        size = _TOKENS_AT_ONCE // width
         if self.params.level == "edge":
             size = min(size, _EDGE_BYTES // bytes_per_example(self.model, width))
         return max(1, size)
 
     def _keep(self, found: Found, rows: np.ndarray, scores: NodeScores) -> None:
-        from workbench.primitives.patching import share_of_gap
+        from workbench.primitives.two_runs import share_of_gap
 
         base, other = scores.base.double().numpy(), scores.other.double().numpy()
         found.heads[rows], found.mlps[rows] = scores.heads.double().numpy(), scores.mlps.double().numpy()

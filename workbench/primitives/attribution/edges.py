@@ -21,18 +21,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.primitives.attribution.graph import Graph
 from workbench.primitives.attribution.nodes import NodeScores, NodeSum, control_heads, open_nodes
-from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass
+from workbench.primitives.attribution.passes import ENTRY, Metric, Options, Pair, Pass
 from workbench.primitives.attribution.wiring import Block, Map, Wiring, hook_name, identity, wide, wiring
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from workbench.models import Model
 
 Acts = Mapping[str, Tensor]
@@ -57,13 +59,10 @@ def edge_scores(
     other: Int[Tensor, "n pos"],
     metric: Metric,
     *,
-    rows: Int[Tensor, " n"] | None = None,
-    attention_mask: Int[Tensor, "n pos"] | None = None,
-    where: Bool[Tensor, "n pos"] | None = None,
-    path: Sequence[float] = AT_BASE,
     controls: Sequence[Int[Tensor, "n pos"]] = (),
+    **options: Unpack[Options],
 ) -> EdgeScores:
-    """Score every edge on a batch of examples; arguments as for `node_scores` (`where`: of the sender).
+    """Score every edge on a batch of examples; arguments as for `node_scores`.
 
     Memory, in float32 or better: `n x senders x pos x d_model` for what senders add, as much per layer for its
     receivers' gradients, and `n x senders x receivers` scores; see `bytes_per_example`.
@@ -73,13 +72,12 @@ def edge_scores(
     """
     wired = wiring(model)
     layers = range(model.n_layers)
-    options: dict[str, Any] = {"rows": rows, "attention_mask": attention_mask, "where": where, "path": path}
     pair = open_nodes(
         model,
         base,
         other,
         metric,
-        **options,
+        options,
         grads_of=[hook_name(layer, what) for layer in layers for what in ("q", "k", "v", "mlp_in")],
         keep=[hook_name(layer, what) for layer in layers for what in ("x", "a")],
     )

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Pair, Pass, open_pair, run
+from workbench.primitives.attribution.passes import AT_BASE, ENTRY, Metric, Options, Pair, Pass, open_pair, run
 from workbench.primitives.attribution.wiring import Wiring, find, hook_name, wide
-from workbench.primitives.patching import check_runs
 from workbench.primitives.sweep.units import attention_layers
+from workbench.primitives.two_runs import check_runs
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from workbench.models import Model
 
 
@@ -52,11 +54,8 @@ def node_scores(
     other: Int[Tensor, "n pos"],
     metric: Metric,
     *,
-    rows: Int[Tensor, " n"] | None = None,
-    attention_mask: Int[Tensor, "n pos"] | None = None,
-    where: Bool[Tensor, "n pos"] | None = None,
-    path: Sequence[float] = AT_BASE,
     controls: Sequence[Int[Tensor, "n pos"]] = (),
+    **options: Unpack[Options],
 ) -> NodeScores:
     """Score every head, MLP and the input, on a batch of examples.
 
@@ -67,28 +66,24 @@ def node_scores(
     Args:
         base, other: token rows, padded on the left where they differ in length, both runs alike.
         metric: as for `sweep`: `metric(logits [n, vocab], rows [n]) -> [n]`, differentiable.
-        rows: numbers of the examples, given to the metric; default 0, 1, 2, ...
-        attention_mask: 1 for real tokens, of both runs.
-        where: positions at which activations are exchanged; default all.
-        path: where gradients are taken, see `passes`.
         controls: further runs in the place of `other`, for a null; only heads are scored.
+        options: see `passes.Options`.
 
     Raises:
         InputError: shapes that do not fit, or a metric without a useful gradient.
         CapabilityError: the model's head outputs cannot be edited faithfully.
     """
-    options: dict[str, Any] = {"rows": rows, "attention_mask": attention_mask, "where": where, "path": path}
-    pair = open_nodes(model, base, other, metric, **options)
+    pair = open_nodes(model, base, other, metric, options)
     total = NodeSum(pair).along_path()
     return total.scores([control_heads(total, tokens, options) for tokens in controls])
 
 
-def control_heads(total: NodeSum, tokens: Int[Tensor, "n pos"], options: dict[str, Any]) -> Tensor:
+def control_heads(total: NodeSum, tokens: Int[Tensor, "n pos"], options: Options) -> Tensor:
     """Scores of the heads with the activations of another run."""
     pair = total.pair
     check_runs(pair.tokens, tokens, pair.mask)
     if pair.path != AT_BASE:  # the path leads elsewhere, so the gradients are others
-        return NodeSum(open_nodes(pair.model, pair.tokens, tokens, pair.metric, **options)).along_path().heads()
+        return NodeSum(open_nodes(pair.model, pair.tokens, tokens, pair.metric, options)).along_path().heads()
     names = [hook_name(layer, "z") for layer in total.layers]
     return total.heads(run(pair.model, tokens, pair.mask, pair.metric, pair.rows, keep=names))
 
@@ -98,11 +93,8 @@ def open_nodes(
     base: Int[Tensor, "n pos"],
     other: Int[Tensor, "n pos"],
     metric: Metric,
+    options: Options,
     *,
-    rows: Int[Tensor, " n"] | None,
-    attention_mask: Int[Tensor, "n pos"] | None,
-    where: Bool[Tensor, "n pos"] | None,
-    path: Sequence[float],
     grads_of: Sequence[str] = (),
     keep: Sequence[str] = (),
 ) -> Pair:
@@ -113,18 +105,7 @@ def open_nodes(
     if isinstance(find(model), Wiring):
         mlp = [hook_name(layer, "m") for layer in range(model.n_layers)]
         ends = [hook_name(layer, "out") for layer in range(model.n_layers)]
-    return open_pair(
-        model,
-        base,
-        other,
-        metric,
-        rows=rows,
-        attention_mask=attention_mask,
-        where=where,
-        path=path,
-        grads_of=[*z, *ends, *grads_of],
-        keep=[*z, *mlp, *keep],
-    )
+    return open_pair(model, base, other, metric, options, grads_of=[*z, *ends, *grads_of], keep=[*z, *mlp, *keep])
 
 
 class NodeSum:

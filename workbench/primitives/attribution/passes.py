@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.errors import CapabilityError, InputError
+from workbench.errors import CapabilityError, InputError, did_you_mean
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
-from workbench.primitives.patching import check_runs
+from workbench.primitives.two_runs import check_runs
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -109,16 +109,28 @@ class Pair:
         return ~(self.base.values.isfinite() & self.other.values.isfinite())
 
 
+class Options(TypedDict, total=False):
+    """How two runs are compared; the same for nodes and edges.
+
+    rows: numbers of the examples, given to the metric; default 0, 1, 2, ...
+    attention_mask: 1 for real tokens, of both runs.
+    where: positions at which activations are exchanged (of an edge: of its sender); default all.
+    path: where gradients are taken; default `AT_BASE`.
+    """
+
+    rows: Int[Tensor, " n"] | None
+    attention_mask: Int[Tensor, "n pos"] | None
+    where: Bool[Tensor, "n pos"] | None
+    path: Sequence[float]
+
+
 def open_pair(
     model: Model,
     base: Int[Tensor, "n pos"],
     other: Int[Tensor, "n pos"],
     metric: Metric,
+    options: Options,
     *,
-    rows: Int[Tensor, " n"] | None,
-    attention_mask: Int[Tensor, "n pos"] | None,
-    where: Bool[Tensor, "n pos"] | None,
-    path: Sequence[float],
     grads_of: Sequence[str],
     keep: Sequence[str],
 ) -> Pair:
@@ -132,21 +144,26 @@ def open_pair(
         InputError: shapes that do not fit, padding on the right, a metric without a useful gradient.
         CapabilityError: the model's head outputs cannot be edited faithfully.
     """
+    for name in options:
+        if name not in Options.__annotations__:
+            raise InputError(f"Attribution has no option {name!r}.{did_you_mean(name, Options.__annotations__)}")
+    attention_mask = options.get("attention_mask")
     check_runs(base, other, attention_mask)
     refusal = NOT_DIFFERENTIABLE.get(getattr(metric, "name", ""))
     if refusal:
         raise InputError(f"Attribution needs a metric with a gradient: {refusal}.")
     model.require("head_ablation_ok")
-    path = tuple(float(f) for f in path)
+    path = tuple(float(f) for f in options.get("path", AT_BASE))
     if not path:
         raise InputError("The path needs at least one point; (1.0,) is the base run.")
+    rows = options.get("rows")
     rows = torch.arange(len(base)) if rows is None else rows
     everything = sorted({ENTRY, *grads_of, *keep})
     wanted = (sorted({ENTRY, *grads_of}), everything)
     first = wanted[0] if path == AT_BASE else ()
     at_base = run(model, base, attention_mask, metric, rows, first, everything)
     at_other = run(model, other, attention_mask, metric, rows, (), everything)
-    where = exchange_places(base.shape, where, attention_mask)
+    where = exchange_places(base.shape, options.get("where"), attention_mask)
     return Pair(model, base, attention_mask, metric, rows, where, path, at_base, at_other, wanted)
 
 

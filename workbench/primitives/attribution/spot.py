@@ -23,7 +23,7 @@ from workbench.primitives.attribution.wiring import Wiring, hook_name, wide, wir
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
 from workbench.primitives.interventions import applied, patch
-from workbench.primitives.patching import check_runs
+from workbench.primitives.two_runs import check_runs
 
 if TYPE_CHECKING:
     from workbench.models import Model

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
 from workbench.primitives.interventions import Scope, applied, uniform
+from workbench.primitives.swap import Call, hidden_in, hidden_out, output_width, swapped
 from workbench.primitives.sweep.edit import Edit, replacement
 from workbench.primitives.sweep.prompts import Prompts, at_columns
-from workbench.primitives.sweep.swap import Call, dense_unembedding, hidden_in, hidden_out, output_width, swapped
 from workbench.primitives.sweep.units import Unit, in_layer
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def read_z(model: Model, tokens: Tensor, mask: Tensor | None, layers: Sequence[i
 def last_logits(model: Model, prompts: Prompts) -> Float[Tensor, "n vocab"]:
     """Logits at each example's last real token, from one forward pass inside whatever is installed."""
     aligned = prompts.ends_aligned
-    with swapped(dense_unembedding(model.hf)):
-        logits = forward(model, prompts.tokens, attention_mask=prompts.mask, logits_to_keep=1 if aligned else 0).logits
+    logits = forward(model, prompts.tokens, attention_mask=prompts.mask, logits_to_keep=1 if aligned else 0).logits
     return at_columns(logits, prompts.last, axis=1)[:, 0]
 
 

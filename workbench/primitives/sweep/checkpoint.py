@@ -15,9 +15,13 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from workbench.models import Model
 
 _FORMAT = 1
 _SIZES = "sizes.json"
@@ -34,6 +38,23 @@ def _code() -> str:
     package = Path(__file__).resolve().parents[2]
     sources = [file for room in ("models", "primitives") for file in sorted((package / room).rglob("*.py"))]
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in sources)).hexdigest()
+
+
+def identity(model: Model, *tokens: Tensor | None) -> list[Any]:
+    """What decides the numbers of a model on token rows (or masks, or None), JSON-able."""
+    return [
+        model.fingerprint,
+        model.config_digest,
+        model.basis,
+        str(model.dtype),
+        model.device.type,
+        [None if t is None else [list(t.shape), _sha256(t)] for t in tokens],
+        torch.__version__,
+    ]
+
+
+def _sha256(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.cpu().long().numpy().tobytes()).hexdigest()
 
 
 def default_root() -> Path:

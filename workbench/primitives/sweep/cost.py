@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,6 +131,25 @@ class Cost:
         """How many times fewer FLOPs than one full forward per unit and example."""
         return self.reference_flops / self.flops
 
+    def times(self, count: int) -> Cost:
+        """Of the same work done `count` times, as for `count - 1` controls."""
+        return replace(
+            self,
+            controls=self.controls + count - 1,
+            forwards=self.forwards * count,
+            flops=self.flops * count,
+            reference_flops=self.reference_flops * count,
+        )
+
+    def at_speed(self, flops_per_second: float) -> Cost:
+        """With the seconds it takes."""
+        return replace(self, seconds=self.flops / flops_per_second)
+
+    @property
+    def duration(self) -> str:
+        """`about 3 min`, or how many FLOPs while the speed is unknown."""
+        return f"{self.flops:.3g} FLOPs" if self.seconds is None else f"about {_duration(self.seconds)}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without the seconds, which differ from run to run."""
         record = asdict(self)
@@ -138,7 +157,7 @@ class Cost:
         return {**record, "speedup": round(self.speedup, 3)}
 
     def __str__(self) -> str:
-        time_left = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        time_left = "" if self.seconds is None else f", {self.duration}"
         return (
             f"{self.units} units x {self.examples} examples x {1 + self.controls} edits by {self.method}: "
             f"{self.forwards} forwards, {self.flops:.3g} FLOPs ({self.speedup:.1f}x fewer than full forwards), "

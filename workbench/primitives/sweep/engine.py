@@ -30,7 +30,7 @@ from workbench.primitives.sweep.cost import Cost, flops_per_second
 from workbench.primitives.sweep.edit import Edit, interventions
 from workbench.primitives.sweep.exactness import begin
 from workbench.primitives.sweep.fork import Start, Way, output_weights, run_fork
-from workbench.primitives.sweep.plan import batches
+from workbench.primitives.sweep.plan import batches, out_of_memory
 from workbench.primitives.sweep.prompts import Prompts
 from workbench.primitives.sweep.request import Method, Metric, Request
 from workbench.primitives.sweep.units import Unit, in_one_layer
@@ -295,7 +295,7 @@ class _Run:
                 return work()
             except (RuntimeError, MemoryError) as error:
                 current = self.rows if size == "rows" else self.piece
-                if current <= 1 or not _out_of_memory(error):
+                if current <= 1 or not out_of_memory(error):
                     raise
                 half = current // 2
             if size == "rows":
@@ -306,12 +306,6 @@ class _Run:
             self.notes.append(f"memory ran out; {size} per batch halved to {half}")
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory", "cannot allocate"))
 
 
 def _cut(base: Base, examples: range) -> Base:

@@ -25,17 +25,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.primitives.forward import forward
-from workbench.primitives.sweep.prompts import Prompts, at_columns
-from workbench.primitives.sweep.swap import (
+from workbench.primitives.swap import (
     Call,
     as_output,
-    dense_unembedding,
     hidden_in,
     hidden_out,
     output_width,
     swapped,
     with_hidden,
 )
+from workbench.primitives.sweep.prompts import Prompts, at_columns
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -80,7 +79,7 @@ def run_fork(model: Model, prompts: Prompts, start: Start, way: Way) -> Float[Te
     """
     blocks = list(model.bridge.blocks)
     first = start.layer + way.parallel  # the first block that runs
-    replacements = dense_unembedding(model.hf)
+    replacements: dict[nn.Module, Call] = {}
     for layer, block in enumerate(blocks):
         if layer < first:
             replacements[block] = _pass(start.block_width[layer])
@@ -88,6 +87,12 @@ def run_fork(model: Model, prompts: Prompts, start: Start, way: Way) -> Float[Te
             replacements[block] = _Block(block, layer, start, way, prompts, is_last=layer == len(blocks) - 1)
     with swapped(replacements):
         return forward(model, prompts.tokens, attention_mask=prompts.mask, logits_to_keep=1).logits[:, -1]
+
+
+def last_block(block: Any, layer: int, prompts: Prompts, width: int | None) -> Call:
+    """Step 4 alone, for `swapped`: the last block as it is, at the position that is read."""
+    elsewhere = Start(-2, torch.empty(0), None, {layer: width}, {})
+    return _Block(block, layer, elsewhere, Way(parallel=False, tail=True), prompts, is_last=True)
 
 
 def _pass(width: int | None) -> Call:

@@ -21,9 +21,10 @@ from workbench.primitives.sweep.prompts import Prompts
 if TYPE_CHECKING:
     from workbench.models import Model
 
-# Beyond these a CPU gains nothing from larger matrix products and loses time on caches and fresh memory pages.
-_CPU_TENSOR = 2**24  # bytes of the widest activation
-_CPU_TOKENS = 2048
+# Beyond so many tokens a CPU gains nothing from larger matrix products, and with tensors of more bytes it loses time on
+# caches and on memory pages that come fresh from the system; below so few its products are not at their speed.
+_CPU_TENSOR = 2**23  # bytes of the widest activation
+_CPU_TOKENS = 512, 2048
 _CPU_BUDGET = 2**30
 
 
@@ -63,14 +64,29 @@ def make_plan(model: Model, prompts: Prompts, shape: Shape, *, n_layers: int, bu
         raise InputError(f"A memory budget of {budget} bytes holds nothing; leave it out to have one chosen.")
     n_pos = prompts.tokens.shape[1]
     itemsize = torch.empty((), dtype=model.dtype).element_size()
-    rows = max(1, budget // 2 // shape.row_bytes(n_pos, itemsize))
-    if model.device.type == "cpu":
-        widest = max(shape.d_mlp, shape.n_heads * n_pos) * n_pos * itemsize
-        rows = min(rows, max(1, min(_CPU_TENSOR // widest, _CPU_TOKENS // n_pos)))
+    rows = rows_at_once(model, shape, n_pos, budget=budget)
     kept = max(1, budget // 2 // shape.base_bytes(n_pos, n_layers, itemsize, other=other))
     size = min(len(prompts), rows, kept)
     by_length = sorted(range(len(prompts)), key=lambda i: (_length(prompts, i), i))
     return Plan([by_length[i : i + size] for i in range(0, len(by_length), size)], rows)
+
+
+def rows_at_once(model: Model, shape: Shape, n_pos: int, *, budget: int | None = None) -> int:
+    """Prompts of `n_pos` tokens that are best run together: what the budget holds, on a CPU what its caches like."""
+    itemsize = torch.empty((), dtype=model.dtype).element_size()
+    rows = (budget or budget_bytes(model.device)) // 2 // shape.row_bytes(n_pos, itemsize)
+    if model.device.type == "cpu":
+        few, many = _CPU_TOKENS
+        tokens = _CPU_TENSOR // (max(shape.d_mlp, shape.n_heads * n_pos) * itemsize)
+        rows = min(rows, min(max(tokens, few), many) // n_pos)
+    return max(1, rows)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory", "cannot allocate"))
 
 
 def batches(n_units: int, n_examples: int, rows: int) -> Iterator[tuple[range, range]]:

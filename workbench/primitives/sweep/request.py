@@ -5,9 +5,8 @@ Whatever can be wrong with a request is an error here. It runs no forward but th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from workbench.errors import CapabilityError, InputError
 from workbench.primitives.sweep import units as unit_sets
+from workbench.primitives.sweep.checkpoint import identity
 from workbench.primitives.sweep.cost import Cost, Shape
 from workbench.primitives.sweep.edit import Edit, shuffled
 from workbench.primitives.sweep.exactness import exactness
@@ -77,7 +77,7 @@ class Request:
         self.cost = self._cost()
 
     def timed(self, flops_per_second: float) -> Cost:
-        return replace(self.cost, seconds=self.cost.flops / flops_per_second)
+        return self.cost.at_speed(flops_per_second)
 
     def _other(self) -> Tensor | None:
         """Tokens of the second run, each beside the example it is put into."""
@@ -142,15 +142,8 @@ class Request:
         """Everything that decides the numbers, JSON-able."""
         if not hasattr(self.metric, "key"):
             raise InputError("A sweep with a checkpoint needs a metric with a key(), such as a `Readout`.")
-        tensors = (self.tokens, self.attention_mask, self.prompts.other)
         return [
-            self.model.fingerprint,
-            self.model.config_digest,
-            self.model.basis,
-            str(self.model.dtype),
-            self.model.device.type,
-            [None if t is None else hashlib.sha256(t.cpu().long().numpy().tobytes()).hexdigest() for t in tensors],
-            list(self.tokens.shape),
+            *identity(self.model, self.tokens, self.attention_mask, self.prompts.other),
             self.units,
             self.edit.key(),
             self.metric.key(),  # type: ignore[union-attr]
@@ -159,5 +152,4 @@ class Request:
             self.cost.method,
             self.plan.chunks,
             self.plan.rows,
-            torch.__version__,
         ]

@@ -1,6 +1,6 @@
 """Take a module's place for a while: the model's own code runs, and meets another function where the module was.
 
-This is how the fork skips blocks and hands cached attention to the rest of a block without knowing any architecture.
+This is how a fork skips blocks and hands cached attention to the rest of a block without knowing any architecture.
 Only the instance is touched, and always given back. It never knows what the replacement computes.
 """
 
@@ -31,13 +31,13 @@ def swapped(replacements: Mapping[nn.Module, Call]) -> Iterator[None]:
                 module.__dict__["forward"] = old
 
 
-def dense_unembedding(hf: nn.Module | None) -> dict[nn.Module, Call]:
+def dense_unembedding(hf: nn.Module) -> dict[nn.Module, Call]:
     """For `swapped`: an unembedding that is given contiguous rows.
 
     One position of each row is a strided view, for which torch multiplies row by row and reads the whole matrix each
     time: with a vocabulary of 50,000 that takes longer than several blocks.
     """
-    unembed = None if hf is None else hf.get_output_embeddings()  # type: ignore[operator]
+    unembed = hf.get_output_embeddings()  # type: ignore[operator]
     if unembed is None:
         return {}
     call = unembed.forward
