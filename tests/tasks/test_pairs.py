@@ -143,3 +143,12 @@ def test_a_sentencepiece_answer_is_the_token_it_adds_in_context():
     (pair,) = pairs_from_samples(tokenizer, [row])
     joint = tokenizer(row["clean"] + " She", add_special_tokens=False)["input_ids"]
     assert joint[len(pair.clean) - 1] == pair.answer
+
+
+def test_optional_fields_leave_the_digest_of_pairs_without_them_alone():
+    plain = pairs_from_samples(tiny_tokenizer(), [CITY])
+    assert plain.digest() == "sha256:abb8495f144c9fdb80549a61db7c7a50d088e2bf583a20ce5916acb62de4b529"
+    (pair,) = plain
+    more = PairSample(pair.id, pair.clean, pair.corrupted, pair.answer, pair.wrong, answers=(1, 2), wrongs=(3,))
+    assert (more.swapped().answers, more.swapped().wrongs) == ((3,), (1, 2))
+    assert hash(more) != hash(more.swapped())

@@ -1,8 +1,8 @@
 """Make a spec self-contained: files it names become part of it, so that an artifact can be rerun from itself alone.
 
-Samples, pairs and needles are inlined as data; a haystack, which may be a book, becomes a text file of its own that is
-stored beside the results. Paths are looked for in the spec file's folder first, then in the current directory. It knows
-which keys of `data:` name files, and nothing of what is in them.
+Samples, pairs, prompts and needles are inlined as data; a haystack, which may be a book, becomes a text file of its own
+that is stored beside the results. Paths are looked for in the spec file's folder first, then in the current directory.
+It knows which keys of `data:` name files, and nothing of what is in them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 from workbench.errors import InputError
 from workbench.experiments.spec import Spec
-from workbench.tasks import checks
+from workbench.tasks import checks, pope
+from workbench.tasks.prompts import is_prompts, read_prompts
 
 HAYSTACK = "haystack.txt"
 
@@ -58,11 +59,18 @@ def gather(spec: Spec) -> Inputs:
         InputError: a file does not exist or cannot be read; the message names the key.
     """
     data = dict(spec.data)
+    if isinstance(data.get("file"), str) and "images" in data:
+        path = _find(data.pop("file"), spec, "data.file")
+        data = {"samples": list(_rows(path, "questions file")), "name": path.stem, **data}
+    if pope.is_images(data):
+        return Inputs(_with_image_paths(data, spec))
     if isinstance(data.get("file"), str):
         path = _find(data.pop("file"), spec, "data.file")
-        rows = list(_rows(path, "samples file"))
-        data["pairs" if "clean" in rows[0] else "samples"] = rows
+        data |= _explicit(path, prompts="benign_file" in data)
         data.setdefault("name", path.stem)
+    if isinstance(data.get("benign_file"), str):
+        path = _find(data.pop("benign_file"), spec, "data.benign_file")
+        data["benign"] = read_prompts(path, what="benign prompts file")
     if isinstance(data.get("needles"), str):
         data["needles"] = list(_rows(_find(data["needles"], spec, "data.needles"), "needles file"))
     if isinstance(data.get("haystack"), str):
@@ -70,6 +78,29 @@ def gather(spec: Spec) -> Inputs:
         data["haystack"] = HAYSTACK
         return Inputs(data, {HAYSTACK: text})
     return Inputs(data)
+
+
+def _with_image_paths(data: dict[str, Any], spec: Spec) -> dict[str, Any]:
+    """Images stay where they are: their folder, or the paths of the rows, made absolute."""
+    if isinstance(data.get("images"), str):
+        return {**data, "images": str(_find(data["images"], spec, "data.images").absolute())}
+    rows = [
+        {**row, "image": str(_find(row["image"], spec, f"data.samples.{i}.image").absolute())}
+        if isinstance(row, Mapping) and isinstance(row.get("image"), str)
+        else row
+        for i, row in enumerate(data["samples"])
+    ]
+    return {**data, "samples": rows}
+
+
+def _explicit(path: Path, *, prompts: bool) -> dict[str, Any]:
+    """What a data file holds, as the key that says so inline."""
+    if prompts or is_prompts(path, None):
+        return {"prompts": read_prompts(path)}
+    rows = _rows(path, "samples file")
+    if is_prompts(path, rows[0]):
+        return {"prompts": read_prompts(path)}
+    return {"pairs" if "clean" in rows[0] else "samples": rows}
 
 
 def _rows(path: Path, what: str) -> list[Any]:

@@ -2,8 +2,14 @@
 
     data: {task: needle, n: 20, lengths: [128, 256]}          the needle task, any option of `needle`
     data: {samples: [{prompt: ..., needle: ...}]}             explicit prompts
+    data: {task: ioi, n: 32, corruption: third}               a circuit task, any option of `circuits.task`
+    data: {task: refusal, n: 32, split: held_out}             harmful and benign requests of an invented world
     data: {pairs: [{clean: ..., corrupted: ..., answer: ..., wrong: ...}]}   explicit pairs for circuit methods
-    data: {file: prompts.jsonl}                               samples or pairs, one per line
+    data: {samples: [{image: ..., prompt: ...}]}              images (see `pope` for files of them)
+    data: {task: flags, n: 32}                                images that contradict what the text suggests
+    data: {prompts: [...], benign: [...]}                     plain prompts and their control group
+    data: {file: prompts.jsonl}                               samples, pairs or prompts, one per line
+    data: {file: prompts.csv, benign_file: others.csv}        prompts, also as .json
 
 Tasks know tokenizers and how many positions a model has, nothing else about models, and nothing about analyses.
 """
@@ -15,28 +21,47 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError, did_you_mean
-from workbench.tasks import checks
+from workbench.tasks import captions, checks, circuits, flags, pope, refusal
 from workbench.tasks.explicit import from_samples
+from workbench.tasks.images import ImageBatch, ImageDataset, ImageSample, images_from_samples
 from workbench.tasks.needle import needle
 from workbench.tasks.pairs import PairBatch, PairDataset, PairSample, pairs_from_samples
+from workbench.tasks.prompts import PromptDataset, PromptSample, is_prompts, prompts_from_texts, read_prompts
 from workbench.tasks.samples import NeedleDataset, NeedleSample
 
 __all__ = [
+    "ImageBatch",
+    "ImageDataset",
+    "ImageSample",
     "NeedleDataset",
     "NeedleSample",
     "PairBatch",
     "PairDataset",
     "PairSample",
+    "PromptDataset",
+    "PromptSample",
+    "circuits",
     "from_samples",
+    "images_from_samples",
     "names",
     "needle",
     "pairs_from_samples",
+    "prompts_from_texts",
+    "refusal",
     "resolve",
 ]
 
-_TASK_KEYS = {"needle": ("n", "lengths", "depths", "needles", "n_needles", "haystack", "template", "seed")}
+_TASK_KEYS = {
+    "needle": ("n", "lengths", "depths", "needles", "n_needles", "haystack", "template", "seed"),
+    "refusal": ("n", "split", "template", "seed"),
+    **dict.fromkeys(circuits.names(), circuits.OPTIONS),
+    "captions": ("n", "cooccurrence", "prompt", "size", "template", "seed"),
+    "objects": ("n", "negatives", "cooccurrence", "prompt", "size", "template", "seed"),
+    "flags": flags.KEYS,
+}
 _EXPLICIT_KEYS = ("needle_match", "template", "name")
-_FORMS = ("task", "samples", "pairs", "file")
+_PROMPT_KEYS = ("benign", "benign_file", "template", "n", "name")
+_FORMS = ("task", "samples", "pairs", "prompts", "file")
 
 
 def names() -> list[str]:
@@ -51,13 +76,14 @@ def resolve(
     base_dir: str | Path | None = None,
     seed: int = 0,
     template: str | None = None,
-) -> NeedleDataset | PairDataset:
+) -> NeedleDataset | PairDataset | PromptDataset | ImageDataset:
     """The dataset that a `data:` block describes.
 
     Args:
         model: a `Model` or a tokenizer.
-        data: `{task: needle, ...}`, `{samples: [...]}`, `{pairs: [...]}` or `{file: x.jsonl}`, whose lines are samples
-            or, when the first has a `clean`, pairs. Samples take `needle_match`.
+        data: `{task: needle, ...}`, `{samples: [...]}`, `{pairs: [...]}`, `{prompts: [...]}` or `{file: x.jsonl}`,
+            whose lines are samples or, when the first has a `clean`, pairs, or plain prompts. Samples take
+            `needle_match`, prompts `benign` or `benign_file` (the control group) and `n`.
         base_dir: folder of the spec file; paths in the block are relative to it.
         seed: used where the block names none.
         template: what surrounds each prompt, where the block names none (see `template.frame`).
@@ -71,7 +97,8 @@ def resolve(
     if len(forms) != 1:
         given = " and ".join(forms) or ", ".join(map(str, data)) or "nothing"
         hint = "" if forms else "".join(did_you_mean(str(key), _FORMS) for key in list(data)[:1])
-        raise InputError(f"data must have exactly one of task, samples, pairs and file, but has {given}.{hint}")
+        all_forms = "task, samples, pairs, prompts and file"
+        raise InputError(f"data must have exactly one of {all_forms}, but has {given}.{hint}")
     options = {"template": template, **{key: value for key, value in data.items() if key not in forms}}
 
     if forms == ["task"]:
@@ -81,8 +108,24 @@ def resolve(
                 f"There is no task {task!r}.{did_you_mean(str(task), names())} Available: {', '.join(names())}."
             )
         checks.known_keys(options, _TASK_KEYS[task], where=f"data (task {task})")
-        return needle(model, base_dir=base_dir, **{"seed": seed, **options})
+        options = {"seed": seed, **options}
+        if task in circuits.names():
+            return circuits.task(task, model, **options)
+        if task == "refusal":
+            return refusal.task(model, **options)
+        if task == "flags":
+            return flags.flags(model, **options)
+        if task in ("captions", "objects"):
+            return captions.captions(model, **options) if task == "captions" else captions.objects(model, **options)
+        return needle(model, base_dir=base_dir, **options)
 
+    if forms in (["samples"], ["file"]) and pope.is_images(data, base_dir=base_dir):
+        checks.known_keys(options, pope.ROW_OPTIONS, where="data")
+        if forms == ["samples"]:
+            return pope.images_from_rows(model, data["samples"], base_dir=base_dir, **options)
+        return pope.images_from_file(model, data["file"], base_dir=base_dir, **options)
+    if forms == ["prompts"] or "benign_file" in options or (forms == ["file"] and _holds_prompts(data, base_dir)):
+        return _prompts(model, data, options, base_dir)
     rows: dict[str, dict[str, Any]] = {}
     if forms == ["file"]:
         rows = checks.json_lines(data["file"], base_dir=base_dir, what="samples file")
@@ -96,3 +139,26 @@ def resolve(
     if are_pairs:
         return pairs_from_samples(model, list(rows.values()), origins=list(rows), **{"name": stem, **options})
     return from_samples(model, list(rows.values()), origins=list(rows), **{"name": stem, **options})
+
+
+def _holds_prompts(data: Mapping[str, Any], base_dir: str | Path | None) -> bool:
+    path = data["file"]
+    if is_prompts(path, None):
+        return True
+    first = next(iter(checks.json_lines(path, base_dir=base_dir, what="samples file").values()))
+    return is_prompts(path, first)
+
+
+def _prompts(
+    model: Any, data: Mapping[str, Any], options: dict[str, Any], base_dir: str | Path | None
+) -> PromptDataset:
+    checks.known_keys(options, _PROMPT_KEYS, where="data")
+    prompts = data.get("prompts")
+    if "file" in data:
+        prompts = read_prompts(data["file"], base_dir=base_dir)
+        options = {"name": Path(str(data["file"])).stem, **options}
+    if "benign_file" in options:
+        if "benign" in options:
+            raise InputError("data names both benign and benign_file, but takes only one of them.")
+        options["benign"] = read_prompts(options.pop("benign_file"), base_dir=base_dir, what="benign prompts file")
+    return prompts_from_texts(model, prompts, **options)  # type: ignore[arg-type]

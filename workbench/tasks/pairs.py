@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from workbench.errors import InputError
@@ -37,6 +37,8 @@ class PairSample:
         answer: token that should follow the clean prompt.
         wrong: token it is compared with, the one that the corrupted prompt calls for.
         notes: what a reader should know, in words.
+        spans: role of a token in the task -> its half-open span, the same in both prompts ("S2": (9, 10), "end").
+        answers, wrongs: all right and all wrong answers, where there are several; otherwise empty.
     """
 
     id: str
@@ -45,6 +47,9 @@ class PairSample:
     answer: int
     wrong: int
     notes: tuple[str, ...] = ()
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
+    answers: tuple[int, ...] = ()
+    wrongs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.clean) != len(self.corrupted) or not self.clean:
@@ -62,7 +67,15 @@ class PairSample:
 
     def swapped(self) -> PairSample:
         """The same pair seen from the other side: clean and corrupted, answer and wrong exchanged."""
-        return PairSample(self.id, self.corrupted, self.clean, self.wrong, self.answer, self.notes)
+        return replace(
+            self,
+            clean=self.corrupted,
+            corrupted=self.clean,
+            answer=self.wrong,
+            wrong=self.answer,
+            answers=self.wrongs,
+            wrongs=self.answers,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,8 +152,10 @@ class PairDataset(Sequence[PairSample]):
 
     def digest(self) -> str:
         """`sha256:<64 hex>` over every prompt and answer: two datasets with one digest are the same experiment."""
-        rows = json.dumps([asdict(sample) for sample in self.samples], sort_keys=True, ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(rows.encode()).hexdigest()
+        optional = ("spans", "answers", "wrongs")  # a pair without them has the digest it always had
+        rows = [{k: v for k, v in asdict(s).items() if v or k not in optional} for s in self.samples]
+        text = json.dumps(rows, sort_keys=True, ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Recipe, size and digest as one JSON-able dict; it goes into the manifest of a run."""
