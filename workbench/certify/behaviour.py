@@ -55,11 +55,12 @@ def _pairs(model: Model, data: Any, heads: tuple[Head, ...]) -> list[float]:
 
 
 def _prompts(model: Model, data: Any, heads: tuple[Head, ...]) -> list[float]:
-    from workbench.analyses.ships.refusal import is_refusal
+    from workbench.analyses.ships.refusal import Detector
 
     harmful = [s for s in data if s.group == "harmful"]
     texts = _answers(model, [s.tokens for s in harmful], [uniform(heads)] if heads else [], 24)
-    return [float(is_refusal(text)) for text in texts]
+    detector = Detector()
+    return [float(detector.refuses(text)) for text in texts]
 
 
 def _answers(model: Model, prompts: list[Any], edits: list[Intervention], steps: int) -> list[str]:
