@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.analyses.attribution import attribution
     from workbench.analyses.path_patching import path_patching
     from workbench.analyses.retrieval import retrieval_heads
+    from workbench.analyses.sahara import sahara
+    from workbench.analyses.ships import ships
     from workbench.experiments import Spec, diff, rerun, run
     from workbench.experiments.notebook import heads, open, store
     from workbench.models import Model, load_model
@@ -62,6 +64,8 @@ _HOME = {
     "rerun": "workbench.experiments",
     "retrieval_heads": "workbench.analyses.retrieval",
     "run": "workbench.experiments",
+    "sahara": "workbench.analyses.sahara",
+    "ships": "workbench.analyses.ships",
 }
 
 __all__ = [
@@ -90,6 +94,8 @@ __all__ = [
     "rerun",
     "retrieval_heads",
     "run",
+    "sahara",
+    "ships",
     "stats",
     "store",
     "tasks",

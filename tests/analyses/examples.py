@@ -20,6 +20,8 @@ QUICK: dict[str, dict[str, Any]] = {
         "bootstrap": 20,
         "causal": {"ks": [1], "draws": 1, "samples": 2},
     },
+    "sahara": {"size": 2, "validation": {"max_new_tokens": 3, "ks": [1], "draws": 1}},
+    "ships": {"bootstrap": 20, "validation": {"max_new_tokens": 3, "ks": [1], "draws": 1, "decoding": ["sampled"]}},
 }
 
 
@@ -46,6 +48,8 @@ def data_block(kind: str, n: int = 3, *, ragged: bool = False) -> dict[str, Any]
                 {"clean": " ".join(clean), "corrupted": " ".join(corrupted), "answer": " cat", "wrong": " dog"}
             )
         return {"pairs": pairs}
+    if kind == "prompts":
+        return {"prompts": [" ".join(text(length)) for length in lengths]}
     raise AssertionError(f"add an example of {kind!r} data here")
 
 

@@ -100,7 +100,9 @@ def test_nothing_is_left_behind(case):
 
 
 def test_a_batch_of_different_lengths_equals_single_runs(case):
-    analysis, model, _, params, *_ = case
+    analysis, model, _, params, result, *_ = case
+    if result.heads.meta.get("level") == "dataset":
+        pytest.skip("a score of a set of prompts has no value for one of them; its own tests compare batches")
     data = dataset(model, analysis.data_kind, ragged=True)
     together = analysis(model, data, params, seed=0).per_example
     alone = [analysis(model, data[i : i + 1], params, seed=0).per_example[0] for i in range(len(data))]

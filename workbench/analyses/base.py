@@ -144,6 +144,8 @@ _MODULES = {
     "attribution": "workbench.analyses.attribution",
     "path_patching": "workbench.analyses.path_patching",
     "retrieval": "workbench.analyses.retrieval",
+    "sahara": "workbench.analyses.sahara",
+    "ships": "workbench.analyses.ships",
 }
 
 

@@ -35,6 +35,9 @@ def export(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; default stdout.")] = None,
     table: Annotated[str, typer.Option(help="Which table of the artifact.")] = "heads",
     top: Annotated[int | None, typer.Option(help="Only the K best heads (first K rows of other tables).")] = None,
+    unredacted: Annotated[
+        bool, typer.Option("--unredacted", help="With the texts that are withheld otherwise, such as transcripts.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
     _debug: DebugOption = False,
@@ -44,7 +47,7 @@ def export(
     from workbench.store import Store
 
     artifact = Store(store)[ref]
-    rows = _table(artifact, table)
+    rows = _table(artifact, table, unredacted=unredacted)
     kind = format or ("json" if as_json else None if output else "csv")
     if output is not None:
         writers.write(rows, output, kind, top=top, provenance=_provenance(artifact, table))
@@ -133,15 +136,19 @@ def plot(
         emit(str(path))
 
 
-def _table(artifact: Artifact, name: str) -> Any:
-    """A table of an artifact: the head table as what it is, others as pyarrow tables."""
+def _table(artifact: Artifact, name: str, *, unredacted: bool) -> Any:
+    """A table of an artifact: the head table as what it is, others as pyarrow tables, without sensitive texts."""
+    from workbench.export.withhold import withhold
+
     known = [file.removesuffix(".parquet") for file in artifact.files() if file.endswith(".parquet")]
     if name not in known:
         raise NotFound(
             f"{artifact.ref} has no table {name!r}.{did_you_mean(name, known)} "
             f"It has: {', '.join(sorted(known)) or 'none'}."
         )
-    return _heads(artifact) if name == "heads" else artifact.table(name)
+    if name == "heads":
+        return _heads(artifact)
+    return artifact.table(name) if unredacted else withhold(artifact.table(name))
 
 
 def _heads(artifact: Artifact) -> HeadTable:

@@ -15,6 +15,7 @@ from workbench.errors import InputError
 from workbench.experiments import identity
 from workbench.experiments.inputs import gather
 from workbench.experiments.spec import Spec, build
+from workbench.export import withhold
 from workbench.store import Artifact, Store, refs
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def commit(
         if result.arrays:
             out.tensors("arrays", dict(result.arrays))
         for name, table in result.tables.items():
-            out.table(name, table)
+            out.table(name, table, metadata=withhold.marks(table))
         out.json("summary", dict(result.summary))
         for name, text in (files or {}).items():
             out.text(name, text)

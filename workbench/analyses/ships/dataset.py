@@ -1,0 +1,173 @@
+"""The dataset-level score of every candidate, measured: prompts in, angles out, finished bands of layers kept on disk.
+
+`angles` holds the equations and `forks` the forward passes; this joins them for one set of prompts, with an optional
+group ablated underneath, and knows how to go on after an interruption. It never ranks anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.analyses.ships import angles
+from workbench.analyses.ships.ablations import Ablation, Head
+from workbench.analyses.ships.forks import Forks
+from workbench.primitives.sweep import Unit
+from workbench.primitives.sweep.checkpoint import Checkpoint
+from workbench.progress import bar
+
+if TYPE_CHECKING:
+    from workbench.models import Model
+    from workbench.tasks.prompts import PromptDataset
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is measured: `rank` principal angles summed, or with `compat` the reference's float32 one."""
+
+    ablation: Ablation
+    rank: int = 1
+    compat: bool = False
+    seed: int = 0
+    budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Turned:
+    """How far each candidate turns the subspace of a set of prompts.
+
+    Attributes:
+        degrees: the score.
+        stderr: over prompts, by jackknife; NaN where not asked for.
+        by_prompt: the score as a mean over prompts, each with its part in the turn.
+        null: the score of random edits of equal size; no rows when none were asked for.
+    """
+
+    degrees: Float[np.ndarray, " unit"]
+    stderr: Float[np.ndarray, " unit"]
+    by_prompt: Float[np.ndarray, "unit n"]
+    null: Float[np.ndarray, "draw unit"]
+
+
+class Subspace:
+    """A set of prompts, the unablated model's states of them, and how any ablation turns those.
+
+    Attributes:
+        states: final hidden states of the unablated model, which every step is compared with.
+        singular_values: of that matrix, the largest first.
+        flops: planned for all that was measured so far. notes: what was given up, and why.
+    """
+
+    def __init__(self, model: Model, data: PromptDataset, method: Method, *, root: Path | None = None):
+        batch = data.batch()
+        self.model, self.method, self.root = model, method, root
+        self.tokens, self.mask = batch.tokens, batch.mask if batch.padded else None
+        plain = self._forks(())
+        self.states: Float[Tensor, "n d"] = plain.base()
+        angles.check_rank(method.rank, *self.states.shape, what="prompts")
+        self.gram = angles.gram(self.states)
+        self.basis = angles.gram_vectors(self.gram, method.rank)
+        self.singular_values = torch.linalg.eigvalsh(self.gram).clamp(min=0).sqrt().flip(-1).numpy()
+        self.flops, self.how, self.notes = 0.0, plain.method, (plain.note,) if plain.note else ()
+        self._parts: list[Checkpoint] = []
+
+    def turned(
+        self, units: Sequence[Unit], *, group: Sequence[Head] = (), controls: int = 0, stderr: bool = False
+    ) -> Turned:
+        """Score every unit, ablated on top of `group`, against the unablated model."""
+        forks = self._forks(group)
+        self.flops += forks.flops(units, draws=controls)
+        parts = Checkpoint(self.root, None if self.root is None else self._key(forks, units, group, controls, stderr))
+        self._parts.append(parts)
+        found = {name: [] for name in ("degrees", "stderr", "by_prompt", "null")}
+        order: list[int] = []
+        with bar(len(units), "angles") as shown:
+            for number, band in enumerate(forks.bands(units)):
+                part = parts.load(0, number)
+                if part is None:
+                    part = self._band(forks, units, band, controls, stderr)
+                    parts.save(0, number, part)
+                for name, values in found.items():
+                    values.append(part[name])
+                order += band
+                shown.update(len(band))
+        back = np.argsort(order)
+        whole = {name: torch.cat(values, dim=1 if name == "null" else 0).numpy() for name, values in found.items()}
+        return Turned(whole["degrees"][back], whole["stderr"][back], whole["by_prompt"][back], whole["null"][:, back])
+
+    def forget(self) -> None:
+        """Remove what was kept for an interruption."""
+        for part in self._parts:
+            part.remove()
+
+    def _band(
+        self, forks: Forks, units: Sequence[Unit], band: list[int], controls: int, stderr: bool
+    ) -> dict[str, Tensor]:
+        states = forks.vectors(units, band)
+        grams = angles.gram(states)
+        turned_to = angles.gram_vectors(grams, self.method.rank)
+        degrees = self._score(states, turned_to)
+        null = [self._score(forks.vectors(units, band, draw=draw)) for draw in range(controls)]
+        nothing = torch.full_like(degrees, torch.nan)
+        return {
+            "degrees": degrees,
+            "stderr": angles.jackknife_stderr(self.gram, grams, self.method.rank) if stderr else nothing,
+            "by_prompt": degrees[:, None] * angles.shares(self.basis, turned_to),
+            "null": torch.stack(null) if null else degrees.new_empty(0, len(band)),
+        }
+
+    def _score(self, states: Float[Tensor, "unit n d"], vectors: Tensor | None = None) -> Float[Tensor, " unit"]:
+        if self.method.compat:
+            return angles.reference_angle(self.states, states)
+        vectors = angles.left_vectors(states, self.method.rank) if vectors is None else vectors
+        return angles.angle(self.basis, vectors)
+
+    def _forks(self, group: Sequence[Head]) -> Forks:
+        method = self.method
+        return Forks(
+            self.model,
+            self.tokens,
+            self.mask,
+            method.ablation,
+            group=group,
+            seed=method.seed,
+            budget=method.budget,
+        )
+
+    def _key(self, forks: Forks, units: Sequence[Unit], group: Sequence[Head], *options: Any) -> list[Any]:
+        """Everything that decides the numbers, JSON-able."""
+        model, method = self.model, self.method
+        tensors = (self.tokens, self.mask)
+        return [
+            _code(),
+            model.fingerprint,
+            model.config_digest,
+            model.basis,
+            str(model.dtype),
+            model.device.type,
+            [None if t is None else hashlib.sha256(t.long().numpy().tobytes()).hexdigest() for t in tensors],
+            list(self.tokens.shape),
+            [method.ablation.kind, method.ablation.epsilon, method.rank, method.compat, method.seed],
+            list(units),
+            list(group),
+            list(options),
+            forks.method,
+            forks.chunks,
+            forks.rows,
+            torch.__version__,
+        ]
+
+
+@cache
+def _code() -> str:
+    """Of the sources beside this one: other code never resumes what this left."""
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
