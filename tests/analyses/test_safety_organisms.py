@@ -8,6 +8,8 @@ import pytest
 from workbench import organisms, tasks
 from workbench.analyses.sahara import sahara
 from workbench.analyses.ships import ships
+from workbench.analyses.ships.ablations import Ablation
+from workbench.analyses.ships.dataset import Divergence, Method, Subspace
 from workbench.models import load_model
 from workbench.tasks import PromptDataset
 
@@ -42,21 +44,45 @@ def test_ships_ranks_the_known_heads_first_and_without_them_the_model_answers(kn
     assert auroc(result.heads, heads) == 1.0
     found = result.summary["validation"]["greedy"]
     k = len(heads)
-    assert found["none"]["attack_success"] < 0.15
+    assert found["none"]["attack_success"] < 0.05
     assert found[f"found {k}"]["attack_success"] > 0.6
     assert found[f"random {k}"]["attack_success"] - found["none"]["attack_success"] < 0.1
     assert found["none"]["benign_answered"] - found[f"found {k}"]["benign_answered"] < 0.1
     assert found[f"found {k}"]["benign_agreement"] > 0.9
 
 
-def test_sahara_finds_the_known_group_where_it_can_see_refused_beside_answered(known):
+def test_sahara_by_divergence_finds_the_known_group(known):
     model, data, heads = known
-    result = sahara(model, data, size=len(heads), span="all", rank=2, controls=0, validation=ANSWERS)
+    result = sahara(model, data, size=len(heads), measure="kl", score="difference", controls=0, validation=ANSWERS)
     assert {tuple(head) for head in result.summary["group"]} == heads
-    assert auroc(result.heads, heads) >= 0.95
+    assert auroc(result.heads, heads) == 1.0
     found = result.summary["validation"]["greedy"]
     assert found[f"found {len(heads)}"]["attack_success"] > 0.6
     assert found[f"found {len(heads)}"]["benign_answered"] > 0.9
+
+
+def test_sahara_by_angle_ranks_the_known_heads_first_one_by_one(known):
+    model, data, heads = known
+    assert auroc(sahara(model, data, size=1, score="difference", controls=0).heads, heads) >= 0.95
+
+
+@pytest.mark.skipif("refusal" not in PRESENT, reason="the trained organism is not here")
+def test_an_angle_is_blind_to_what_all_prompts_share():
+    """Each head answers for half of the refusals: both together turn less than either alone, and move more."""
+    model = load_model("organism:refusal", device="cpu")
+    truth = next(t for t in organisms.card("refusal")["truths"] if t["claim"] == "refusal")
+    a, b = (tuple(head) for head in truth["heads"])
+    harmful = prompts_of(model, truth).only("harmful")
+    method = Method(Ablation("uniform"))
+    angle, divergence = Subspace(model, harmful, method), Divergence(model, harmful, method)
+
+    def alone_and_together(space) -> tuple[list[float], float]:
+        return space.turned([(a,), (b,)]).score.tolist(), float(space.turned([(b,)], group=[a]).score[0])
+
+    alone, together = alone_and_together(angle)
+    assert together < 0.8 * min(alone)
+    alone, together = alone_and_together(divergence)
+    assert together > max(alone)
 
 
 @pytest.mark.skipif("planted-refusal" not in PRESENT, reason="the planted organism is not here")

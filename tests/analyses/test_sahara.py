@@ -47,7 +47,7 @@ def test_the_group_and_every_step_equal_brute_force(arch, rank):
     for number, head in enumerate(group, start=1):
         assert result.heads.row(*head)["order"] == number
     assert np.isnan(result.heads["order"]).sum() == len(ALL) - 3
-    assert result.tables["group"]["score"].tolist() == pytest.approx(result.summary["angles"])
+    assert result.tables["group"]["score"].tolist() == pytest.approx(result.summary["scores"])
 
 
 def test_the_table_holds_each_head_alone(llama):

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from workbench.analyses import pair_effects as pairs
-from workbench.analyses.base import Analysis, Result
+from workbench.analyses.base import Analysis, Finding, Result
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -185,4 +185,5 @@ ANALYSIS = Analysis(
     data_kind="pairs",
     requires=("head_ablation_ok",),
     run=run,
+    finds=(Finding("direct", {"bootstrap": 100}, magnitude=True),),
 )

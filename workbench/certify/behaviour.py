@@ -63,13 +63,32 @@ def _prompts(model: Model, data: Any, heads: tuple[Head, ...]) -> list[float]:
     return [float(detector.refuses(text)) for text in texts]
 
 
-def _answers(model: Model, prompts: list[Any], edits: list[Intervention], steps: int) -> list[str]:
+def _images(model: Model, data: Any, heads: tuple[Head, ...]) -> list[float]:
+    from workbench.analyses import hallucination
+
+    inputs = []
+    for index in range(len(data)):
+        batch = data.batch(model, [index])
+        inputs.append({"pixel_values": batch.pixel_values, **batch.extra})
+    edits = [zero(heads)] if heads else []
+    texts = _answers(model, [s.tokens for s in data], edits, 32, inputs)
+    found = []
+    for sample, text in zip(data, texts, strict=True):
+        if sample.answer is not None:
+            found.append(float(hallucination.answer(text) == sample.answer))
+        elif sample.objects is not None:
+            counts = hallucination.count(text, sample.objects, data.vocabulary)
+            found.append(counts.hits / counts.shown if counts.shown else float(not counts.false))
+    return found
+
+
+def _answers(model: Model, prompts: list[Any], edits: list[Intervention], steps: int, inputs: Any = None) -> list[str]:
     from workbench.primitives.decode import decode, prefill
 
     assert model.tokenizer is not None  # organisms have one
     end = model.tokenizer.eos_token_id
     texts = [""] * len(prompts)
-    for batch in prefill(model, prompts, interventions=edits):
+    for batch in prefill(model, prompts, interventions=edits, inputs=inputs):
         for i, tokens in zip(
             batch.index,
             decode(model, batch, max_new_tokens=steps, stop=lambda token: token == end, interventions=edits),
@@ -80,6 +99,7 @@ def _answers(model: Model, prompts: list[Any], edits: list[Intervention], steps:
 
 
 _MEASURES: dict[str, Callable[[Model, Any, tuple[Head, ...]], list[float]]] = {
+    "images": _images,
     "needle": _needle,
     "pairs": _pairs,
     "prompts": _prompts,

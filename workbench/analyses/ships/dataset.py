@@ -1,7 +1,9 @@
-"""The dataset-level score of every candidate, measured: prompts in, angles out, finished bands of layers kept on disk.
+"""The dataset-level score of every candidate, measured: prompts in, scores out, finished bands of layers kept on disk.
 
-`angles` holds the equations and `forks` the forward passes; this joins them for one set of prompts, with an optional
-group ablated underneath, and knows how to go on after an interruption. It never ranks anything.
+`Subspace` is the paper's: how far an ablation turns what the prompts span. `Divergence` is ours: how far it moves the
+next-token distributions, which also sees a change that all prompts share and that turns nothing. `angles` holds the
+equations and `forks` the forward passes; this joins them for one set of prompts, with an optional group ablated
+underneath, and knows how to go on after an interruption. It never ranks anything.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +22,8 @@ from torch import Tensor
 
 from workbench.analyses.ships import angles
 from workbench.analyses.ships.ablations import Ablation, Head
-from workbench.analyses.ships.forks import Forks
+from workbench.analyses.ships.forks import Forks, Read
+from workbench.primitives import metrics
 from workbench.primitives.sweep import Unit
 from workbench.primitives.sweep.checkpoint import Checkpoint
 from workbench.progress import bar
@@ -43,41 +46,38 @@ class Method:
 
 @dataclass(frozen=True)
 class Turned:
-    """How far each candidate turns the subspace of a set of prompts.
+    """What ablating each candidate does to a set of prompts.
 
     Attributes:
-        degrees: the score.
-        stderr: over prompts, by jackknife; NaN where not asked for.
-        by_prompt: the score as a mean over prompts, each with its part in the turn.
+        score: degrees (`Subspace`) or nats (`Divergence`).
+        stderr: over prompts, of angles by jackknife; NaN where not asked for.
+        by_prompt: the score as a mean over prompts, each with its part in it.
         null: the score of random edits of equal size; no rows when none were asked for.
     """
 
-    degrees: Float[np.ndarray, " unit"]
+    score: Float[np.ndarray, " unit"]
     stderr: Float[np.ndarray, " unit"]
     by_prompt: Float[np.ndarray, "unit n"]
     null: Float[np.ndarray, "draw unit"]
 
 
-class Subspace:
-    """A set of prompts, the unablated model's states of them, and how any ablation turns those.
+class Prompted:
+    """A set of prompts, what the unablated model makes of them, and what any ablation does to that.
 
     Attributes:
-        states: final hidden states of the unablated model, which every step is compared with.
-        singular_values: of that matrix, the largest first.
+        plain: vectors of the unablated model, which every step is compared with.
         flops: planned for all that was measured so far. notes: what was given up, and why.
     """
+
+    read: ClassVar[Read]
 
     def __init__(self, model: Model, data: PromptDataset, method: Method, *, root: Path | None = None):
         batch = data.batch()
         self.model, self.method, self.root = model, method, root
         self.tokens, self.mask = batch.tokens, batch.mask if batch.padded else None
-        plain = self._forks(())
-        self.states: Float[Tensor, "n d"] = plain.base()
-        angles.check_rank(method.rank, *self.states.shape, what="prompts")
-        self.gram = angles.gram(self.states)
-        self.basis = angles.gram_vectors(self.gram, method.rank)
-        self.singular_values = torch.linalg.eigvalsh(self.gram).clamp(min=0).sqrt().flip(-1).numpy()
-        self.flops, self.how, self.notes = 0.0, plain.method, (plain.note,) if plain.note else ()
+        forks = self._forks(())
+        self.plain: Float[Tensor, "n k"] = forks.base()
+        self.flops, self.how, self.notes = 0.0, forks.method, (forks.note,) if forks.note else ()
         self._parts: list[Checkpoint] = []
 
     def turned(
@@ -88,9 +88,9 @@ class Subspace:
         self.flops += forks.flops(units, draws=controls)
         parts = Checkpoint(self.root, None if self.root is None else self._key(forks, units, group, controls, stderr))
         self._parts.append(parts)
-        found = {name: [] for name in ("degrees", "stderr", "by_prompt", "null")}
+        found = {name: [] for name in ("score", "stderr", "by_prompt", "null")}
         order: list[int] = []
-        with bar(len(units), "angles") as shown:
+        with bar(len(units), "heads") as shown:
             for number, band in enumerate(forks.bands(units)):
                 part = parts.load(0, number)
                 if part is None:
@@ -102,7 +102,7 @@ class Subspace:
                 shown.update(len(band))
         back = np.argsort(order)
         whole = {name: torch.cat(values, dim=1 if name == "null" else 0).numpy() for name, values in found.items()}
-        return Turned(whole["degrees"][back], whole["stderr"][back], whole["by_prompt"][back], whole["null"][:, back])
+        return Turned(whole["score"][back], whole["stderr"][back], whole["by_prompt"][back], whole["null"][:, back])
 
     def forget(self) -> None:
         """Remove what was kept for an interruption."""
@@ -112,24 +112,8 @@ class Subspace:
     def _band(
         self, forks: Forks, units: Sequence[Unit], band: list[int], controls: int, stderr: bool
     ) -> dict[str, Tensor]:
-        states = forks.vectors(units, band)
-        grams = angles.gram(states)
-        turned_to = angles.gram_vectors(grams, self.method.rank)
-        degrees = self._score(states, turned_to)
-        null = [self._score(forks.vectors(units, band, draw=draw)) for draw in range(controls)]
-        nothing = torch.full_like(degrees, torch.nan)
-        return {
-            "degrees": degrees,
-            "stderr": angles.jackknife_stderr(self.gram, grams, self.method.rank) if stderr else nothing,
-            "by_prompt": degrees[:, None] * angles.shares(self.basis, turned_to),
-            "null": torch.stack(null) if null else degrees.new_empty(0, len(band)),
-        }
-
-    def _score(self, states: Float[Tensor, "unit n d"], vectors: Tensor | None = None) -> Float[Tensor, " unit"]:
-        if self.method.compat:
-            return angles.reference_angle(self.states, states)
-        vectors = angles.left_vectors(states, self.method.rank) if vectors is None else vectors
-        return angles.angle(self.basis, vectors)
+        """The fields of `Turned` for the units numbered in `band`; each kind of score has its own."""
+        raise NotImplementedError
 
     def _forks(self, group: Sequence[Head]) -> Forks:
         method = self.method
@@ -139,6 +123,7 @@ class Subspace:
             self.mask,
             method.ablation,
             group=group,
+            read=self.read,
             seed=method.seed,
             budget=method.budget,
         )
@@ -149,6 +134,7 @@ class Subspace:
         tensors = (self.tokens, self.mask)
         return [
             _code(),
+            self.read,
             model.fingerprint,
             model.config_digest,
             model.basis,
@@ -165,6 +151,67 @@ class Subspace:
             forks.rows,
             torch.__version__,
         ]
+
+
+class Subspace(Prompted):
+    """What the prompts span in the final hidden states, and how far an ablation turns it (eq. 11), in degrees.
+
+    Attributes:
+        singular_values: of the unablated states, the largest first.
+    """
+
+    read = "states"
+
+    def __init__(self, model: Model, data: PromptDataset, method: Method, *, root: Path | None = None):
+        super().__init__(model, data, method, root=root)
+        angles.check_rank(method.rank, *self.plain.shape, what="prompts")
+        self.gram = angles.gram(self.plain)
+        self.basis = angles.gram_vectors(self.gram, method.rank)
+        self.singular_values = torch.linalg.eigvalsh(self.gram).clamp(min=0).sqrt().flip(-1).numpy()
+
+    def _band(
+        self, forks: Forks, units: Sequence[Unit], band: list[int], controls: int, stderr: bool
+    ) -> dict[str, Tensor]:
+        states = forks.vectors(units, band)
+        grams = angles.gram(states)
+        turned_to = angles.gram_vectors(grams, self.method.rank)
+        degrees = self._score(states, turned_to)
+        null = [self._score(forks.vectors(units, band, draw=draw)) for draw in range(controls)]
+        nothing = torch.full_like(degrees, torch.nan)
+        return {
+            "score": degrees,
+            "stderr": angles.jackknife_stderr(self.gram, grams, self.method.rank) if stderr else nothing,
+            "by_prompt": degrees[:, None] * angles.shares(self.basis, turned_to),
+            "null": torch.stack(null) if null else degrees.new_empty(0, len(band)),
+        }
+
+    def _score(self, states: Float[Tensor, "unit n d"], vectors: Tensor | None = None) -> Float[Tensor, " unit"]:
+        if self.method.compat:
+            return angles.reference_angle(self.plain, states)
+        vectors = angles.left_vectors(states, self.method.rank) if vectors is None else vectors
+        return angles.angle(self.basis, vectors)
+
+
+class Divergence(Prompted):
+    """Mean over prompts of the KL of the next-token distribution from the unablated model's (eq. 9), in nats."""
+
+    read = "logits"
+
+    def _band(
+        self, forks: Forks, units: Sequence[Unit], band: list[int], controls: int, stderr: bool
+    ) -> dict[str, Tensor]:
+        by_prompt = self._kl(forks.vectors(units, band))
+        null = [self._kl(forks.vectors(units, band, draw=draw)).mean(dim=1) for draw in range(controls)]
+        spread = by_prompt.std(dim=1) / by_prompt.shape[1] ** 0.5  # NaN for a single prompt
+        return {
+            "score": by_prompt.mean(dim=1),
+            "stderr": spread if stderr else torch.full_like(spread, torch.nan),
+            "by_prompt": by_prompt,
+            "null": torch.stack(null) if null else by_prompt.new_empty(0, len(band)),
+        }
+
+    def _kl(self, logits: Float[Tensor, "unit n vocab"]) -> Float[Tensor, "unit n"]:
+        return torch.stack([metrics.kl(self.plain, rows).double() for rows in logits])
 
 
 @cache

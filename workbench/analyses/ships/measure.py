@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from workbench import stats
 from workbench.analyses.base import Result
 from workbench.analyses.ships.ablations import Ablation
-from workbench.analyses.ships.dataset import Method, Subspace
+from workbench.analyses.ships.dataset import Method, Prompted, Subspace
 from workbench.analyses.ships.forks import Forks
 from workbench.analyses.ships.table import Measured, columns, grid, head_table, ranked
 from workbench.errors import InputError
@@ -210,8 +211,8 @@ def groups(data: PromptDataset) -> list[Any]:
     return [g for g in ("harmful", "benign") if len(data.only(g))]
 
 
-def how(spaces: dict[Any, Subspace]) -> dict[str, Any]:
-    """How the angles were measured, and what that was planned to cost."""
+def how(spaces: Mapping[Any, Prompted]) -> dict[str, Any]:
+    """How the scores were measured, and what that was planned to cost."""
     return {
         "method": spaces["harmful"].how,
         "notes": sorted({note for space in spaces.values() for note in space.notes}),
@@ -220,7 +221,7 @@ def how(spaces: dict[Any, Subspace]) -> dict[str, Any]:
 
 
 def measured(model: Model, ablation: Ablation, units: list[Any], turned: Any) -> Measured:
-    """Angles of all units as grids."""
+    """Scores of all units as grids."""
     null = grid(model, ablation, units, turned.null)
     return Measured(
         grid(model, ablation, units, turned.by_prompt.T),

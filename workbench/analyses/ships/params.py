@@ -101,15 +101,16 @@ class SaharaParams(SafetyParams):
 
     Attributes:
         size: heads in the group, S of the paper ("typically not exceeding 5").
-        span: the prompts whose subspace is turned: the `harmful` ones (the paper) or `all`, with the benign ones among
-            them. Heads that stand in for each other can hide from `harmful`: without all of them every harmful prompt
-            is answered, so the prompts are alike again and nothing has turned. With `all` and rank 2, refused and
-            answered prompts lie apart, and that is what they lose.
-        rank, compat: of the dataset-level score, as for Ships.
+        measure: what is compared with the unablated model: `angle` (the paper: what the harmful prompts span) or `kl`
+            (ours: their next-token distributions). An angle is between directions in sample space, so a change that all
+            prompts share turns nothing: of two heads that each answer for half of the refusals, both together turn
+            less than either alone (3.5 and 3.0 degrees alone, 1.9 together on `organism:refusal`). A divergence has
+            no such blind spot.
+        rank, compat: of the angle, as for Ships.
     """
 
     size: int = Field(default=3, ge=1)
-    span: Literal["harmful", "all"] = "harmful"
+    measure: Literal["angle", "kl"] = "angle"
     rank: int = Field(default=1, ge=1)
     compat: bool = False
 
@@ -117,6 +118,6 @@ class SaharaParams(SafetyParams):
     def _options_go_together(self) -> SaharaParams:
         if self.compat and self.rank != 1:
             raise ValueError("compat is the reference's one angle, so rank must be 1")
-        if self.span == "all" and self.score == "difference":
-            raise ValueError("span 'all' has no benign prompts left to subtract; leave score at 'harmful'")
+        if self.measure == "kl" and (self.compat or self.rank != 1):
+            raise ValueError("rank and compat belong to measure 'angle'")
         return self

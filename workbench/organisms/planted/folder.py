@@ -12,8 +12,14 @@ if TYPE_CHECKING:
 
 def write(planted: Planted, folder: Path) -> Path:
     """Write everything that `load_model(folder)` reads, and the card; returns the folder."""
+    from transformers.utils import logging
+
     folder.mkdir(parents=True, exist_ok=True)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of one file that takes no time
     planted.model.save_pretrained(folder)
+    if shown:
+        logging.enable_progress_bar()
     (planted.processor or planted.tokenizer).save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors are written for their owner alone
