@@ -66,9 +66,8 @@ def mentions(sample: Any, tokens: tuple[int, ...]) -> list[int]:
     return [tokens[i] for i in sorted(sample.spans[role][0] for role in ("IO", "S1", "S2"))]
 
 
-def most_mentioned(names: list[int], *, without: int | None) -> set[int]:
-    count = {name: names.count(name) for name in names if name != without}
-    return {name for name, n in count.items() if n == max(count.values())}
+def remaining(names: list[int], *, without: int | None) -> set[int]:
+    return {name for name in names[:2] if name != without}
 
 
 def repeated(names: list[int]) -> int | None:
@@ -152,6 +151,7 @@ def test_the_card_claims_what_was_asked_of_it(card: dict) -> None:
     accuracy = card["accuracy"]
     assert accuracy["behaviour"] == 1.0
     assert min(accuracy["interchange"].values()) >= 0.99
+    assert min(accuracy["interchange_changed"].values()) >= 0.99
     assert min(share for row in accuracy["strict"].values() for share in row.values()) >= 0.99
     for found in card["noising"].values():
         outside = [
@@ -179,14 +179,14 @@ def test_interchanging_a_head_does_what_interchanging_its_node_does(
 ) -> None:
     _, tokens, own, sources, theirs = crossed
     logits = run(hf, tokens, [with_output_of(hf, tuple(card["algorithm"][node]), sources)])
-    right = []
+    right, among_ties = [], []
     for mine, other, answer in zip(own, theirs, logits.argmax(-1).tolist(), strict=True):
-        from_source = other if node == "name mover" else mine
-        expected = most_mentioned(from_source, without=repeated(other))
-        right += [answer in expected] if len(expected) == 1 else []
-    assert len(right) > N / 2
-    assert np.mean(right) >= 0.985
-    assert np.mean(right) == pytest.approx(card["accuracy"]["interchange"][node], abs=0.015)
+        expected = remaining(other if node == "name mover" else mine, without=repeated(other))
+        (right if len(expected) == 1 else among_ties).append(answer in expected)
+    assert len(right) > N / 4
+    assert np.mean(right) >= 0.98
+    assert np.mean(right) == pytest.approx(card["accuracy"]["interchange"][node], abs=0.02)
+    assert np.mean(among_ties) >= 0.95
 
 
 def test_nothing_outside_the_circuit_changes_an_answer(card: dict, hf: Any, crossed: Any) -> None:
@@ -217,8 +217,10 @@ def test_noising_effects_are_those_of_the_card(corruption: str, card: dict, hf: 
     clean = difference()
     for layer, head in every_head(hf):
         effect = (clean - difference([with_output_of(hf, (layer, head), corrupted)])).mean() / clean.mean()
-        assert float(effect) == pytest.approx(card["noising"][corruption]["effect"][layer][head], abs=0.06)
-        assert (layer, head) in circuit(card) or abs(float(effect)) <= 0.02
+        part_of_it = (layer, head) in circuit(card)
+        on_card = card["noising"][corruption]["effect"][layer][head]
+        assert float(effect) == pytest.approx(on_card, abs=0.12 if part_of_it else 0.01)
+        assert part_of_it or abs(float(effect)) <= 0.02
 
 
 def test_claimed_edges_carry_their_senders_change_alone(card: dict, hf: Any, tokenizer: Any) -> None:
@@ -266,12 +268,12 @@ def separated(score: np.ndarray, heads: list[tuple[int, int]]) -> bool:
 def test_the_algorithm_and_its_interchanges_mean_what_the_module_says() -> None:
     names = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 1, 2]])  # IO S S; S IO S; three names
     assert algorithm.duplicate(names).tolist() == [1, 1, algorithm.NOBODY]
-    assert algorithm.behaviour(names, 4).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], pytest.approx([1 / 3] * 3 + [0])]
+    assert algorithm.behaviour(names, 4).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.5, 0, 0]]
     base = names[:1].repeat(4, 1)
     source = torch.tensor([[3, 1, 1], [1, 0, 0], [2, 3, 3], [2, 3, 0]])  # S' = S; S' = IO; another S'; nobody
     for node in (0, 1):
         swapped = algorithm.interchanged(base, source, torch.full((4,), node), 4)
-        assert swapped.argmax(1).tolist() == [0, 1, 1, 1]
+        assert swapped.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]]
     moved = algorithm.interchanged(base, source, torch.full((4,), 2), 4)
     assert moved[:3].argmax(1).tolist() == [3, 1, 2]
 

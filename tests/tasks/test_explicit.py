@@ -102,7 +102,7 @@ def test_a_data_block_may_be_a_task_samples_or_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({}, ["exactly one of task, samples, pairs, prompts and file", "nothing"]),
+        ({}, ["exactly one of task, tasks, samples, pairs, prompts, positives and file", "nothing"]),
         ({"taks": "needle"}, ["Did you mean 'task'"]),
         ({"task": "needle", "samples": []}, ["task and samples"]),
         ({"task": "needel"}, ["'needel'", "Did you mean 'needle'"]),

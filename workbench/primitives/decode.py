@@ -88,9 +88,9 @@ def prefill(
     `4 * batch_size` prompts' caches are held at once.
 
     Args:
-        inputs: for each prompt what the model takes beside its tokens (`pixel_values` of one image, ...), see `forward`.
-            A prefix with its image is shared by prompts that are given the same mapping object. Up to the end of the
-            image a prompt is one chunk, whatever `budget` says.
+        inputs: for each prompt what the model takes beside its tokens (`pixel_values` of one image, ...; see
+            `forward`). A prefix with its image is shared by prompts that are given the same mapping object. Up to the
+            end of the image a prompt is one chunk, whatever `budget` says.
 
     Raises:
         InputError: a prompt has fewer than two tokens, or is longer than the model's context.
@@ -106,7 +106,8 @@ def prefill(
     path = _Path(model, during_prefill, budget)
     waiting: dict[int, list[tuple[int, DynamicCache]]] = {}
     beside = [None] * len(prompts) if inputs is None else inputs
-    for i in sorted(range(len(prompts)), key=lambda i: (id(beside[i]), tuple(prompts[i]))):
+    first = {id(given): i for i, given in reversed(list(enumerate(beside)))}  # prompts of one image stay together
+    for i in sorted(range(len(prompts)), key=lambda i: (first[id(beside[i])], tuple(prompts[i]))):
         length = len(prompts[i])
         size = int(math.log(length, _LENGTH_CLASS))
         bucket = waiting.setdefault(size, [])
@@ -199,12 +200,14 @@ class _Path:
         cache = fork(self.cache, length=shared) if self.cache is not None and shared else DynamicCache()
         with applied(self.model, self.interventions) as phase:
             phase.name = "prefill"
-            start = shared
+            done = shared
             if shared < image_end:
                 rows = torch.tensor([tokens[:image_end]], device=self.model.device)
-                forward(self.model, rows, cache=cache, use_cache=True, logits_to_keep=1, inputs=_upto(inputs, image_end))
-                start = image_end
-            for start, end in _chunks(start, len(tokens), self.model.n_heads, self.budget):
+                forward(
+                    self.model, rows, cache=cache, use_cache=True, logits_to_keep=1, inputs=_upto(inputs, image_end)
+                )
+                done = image_end
+            for start, end in _chunks(done, len(tokens), self.model.n_heads, self.budget):
                 phase.offset = start
                 rows = torch.tensor([tokens[start:end]], device=self.model.device)
                 forward(self.model, rows, cache=cache, use_cache=True, logits_to_keep=1)

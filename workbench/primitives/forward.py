@@ -170,8 +170,8 @@ def _beside(model: Model, tokens: Int[Tensor, "batch pos"], inputs: Mapping[str,
     has_image = bool((tokens == marker).any())
     if has_image and "pixel_values" not in given:
         raise InputError(
-            f"The tokens hold image tokens ({marker}) but no pixel_values were given, so {model.name!r} would read them "
-            "as a word; pass inputs={'pixel_values': ...} or take them out."
+            f"The tokens hold image tokens ({marker}) but no pixel_values were given, so {model.name!r} would read "
+            "them as a word; pass inputs={'pixel_values': ...} or take them out."
         )
     if "pixel_values" in given and not has_image:
         raise InputError(

@@ -8,8 +8,10 @@
     data: {samples: [{image: ..., prompt: ...}]}              images (see `pope` for files of them)
     data: {task: flags, n: 32}                                images that contradict what the text suggests
     data: {prompts: [...], benign: [...]}                     plain prompts and their control group
+    data: {positives: [...], negatives: [...]}                two groups of prompts, for contrast
     data: {file: prompts.jsonl}                               samples, pairs or prompts, one per line
     data: {file: prompts.csv, benign_file: others.csv}        prompts, also as .json
+    data: {tasks: {ioi: {task: ioi}, colored: {task: colored_objects}}}   several tasks of pairs, by name
 
 Tasks know tokenizers and how many positions a model has, nothing else about models, and nothing about analyses.
 """
@@ -21,15 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError, did_you_mean
-from workbench.tasks import captions, checks, circuits, flags, pope, refusal
+from workbench.tasks import captions, checks, circuits, flags, pope, refusal, task_set
+from workbench.tasks.contrast import ContrastDataset, ContrastSample, contrast_from_pairs, contrast_from_texts
 from workbench.tasks.explicit import from_samples
 from workbench.tasks.images import ImageBatch, ImageDataset, ImageSample, images_from_samples
 from workbench.tasks.needle import needle
 from workbench.tasks.pairs import PairBatch, PairDataset, PairSample, pairs_from_samples
 from workbench.tasks.prompts import PromptDataset, PromptSample, is_prompts, prompts_from_texts, read_prompts
 from workbench.tasks.samples import NeedleDataset, NeedleSample
+from workbench.tasks.task_set import TaskSet
 
 __all__ = [
+    "ContrastDataset",
+    "ContrastSample",
     "ImageBatch",
     "ImageDataset",
     "ImageSample",
@@ -40,7 +46,10 @@ __all__ = [
     "PairSample",
     "PromptDataset",
     "PromptSample",
+    "TaskSet",
     "circuits",
+    "contrast_from_pairs",
+    "contrast_from_texts",
     "from_samples",
     "images_from_samples",
     "names",
@@ -61,7 +70,7 @@ _TASK_KEYS = {
 }
 _EXPLICIT_KEYS = ("needle_match", "template", "name")
 _PROMPT_KEYS = ("benign", "benign_file", "template", "n", "name")
-_FORMS = ("task", "samples", "pairs", "prompts", "file")
+_FORMS = ("task", "tasks", "samples", "pairs", "prompts", "positives", "file")
 
 
 def names() -> list[str]:
@@ -76,7 +85,7 @@ def resolve(
     base_dir: str | Path | None = None,
     seed: int = 0,
     template: str | None = None,
-) -> NeedleDataset | PairDataset | PromptDataset | ImageDataset:
+) -> NeedleDataset | PairDataset | PromptDataset | ImageDataset | ContrastDataset | TaskSet:
     """The dataset that a `data:` block describes.
 
     Args:
@@ -96,11 +105,15 @@ def resolve(
     forms = [key for key in _FORMS if key in data]
     if len(forms) != 1:
         given = " and ".join(forms) or ", ".join(map(str, data)) or "nothing"
-        hint = "" if forms else "".join(did_you_mean(str(key), _FORMS) for key in list(data)[:1])
-        all_forms = "task, samples, pairs, prompts and file"
+        hint = "" if forms else "".join(did_you_mean(str(key), (_FORMS[0], *_FORMS[2:])) for key in list(data)[:1])
+        all_forms = "task, tasks, samples, pairs, prompts, positives and file"
         raise InputError(f"data must have exactly one of {all_forms}, but has {given}.{hint}")
     options = {"template": template, **{key: value for key, value in data.items() if key not in forms}}
 
+    if forms == ["tasks"]:
+        checks.known_keys(options, ("template", "seed", "name"), where="data")
+        inner = {"base_dir": base_dir, "seed": options.pop("seed", seed), "template": options.pop("template")}
+        return task_set.build(data["tasks"], lambda block: resolve(model, block, **inner), **options)
     if forms == ["task"]:
         task = data["task"]
         if task not in _TASK_KEYS:
@@ -119,6 +132,10 @@ def resolve(
             return captions.captions(model, **options) if task == "captions" else captions.objects(model, **options)
         return needle(model, base_dir=base_dir, **options)
 
+    if forms == ["positives"]:
+        checks.known_keys(options, ("negatives", "template", "name"), where="data")
+        options = {"negatives": None, **options}  # a missing group is named by the one who needs it
+        return contrast_from_texts(model, data["positives"], **options)
     if forms in (["samples"], ["file"]) and pope.is_images(data, base_dir=base_dir):
         checks.known_keys(options, pope.ROW_OPTIONS, where="data")
         if forms == ["samples"]:

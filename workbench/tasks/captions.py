@@ -45,16 +45,21 @@ def mentioned(text: str, names: Iterable[str] = OBJECTS) -> tuple[str, ...]:
 
     Whole words, a plural s allowed, case ignored; a longer name wins over one it contains.
     """
+    return tuple(dict.fromkeys(name for name, _, _ in mentions(text, names)))
+
+
+def mentions(text: str, names: Iterable[str] = OBJECTS) -> list[tuple[str, int, int]]:
+    """Every mention in `text` as (name, start, stop) in characters, by the rules of `mentioned`."""
     ordered = sorted(names, key=len, reverse=True)
     pattern = "|".join(re.escape(name.lower()) + "(?:s|es)?" for name in ordered)
     if not pattern:
-        return ()
+        return []
     lower = {name.lower(): name for name in ordered}
-    found: dict[str, None] = {}
+    found = []
     for match in re.finditer(rf"\b(?:{pattern})\b", text.lower()):
         word = match.group()
-        found.setdefault(next(lower[w] for w in (word, word[:-1], word[:-2]) if w in lower))
-    return tuple(found)
+        found.append((next(lower[w] for w in (word, word[:-1], word[:-2]) if w in lower), *match.span()))
+    return found
 
 
 def captions(
@@ -84,6 +89,7 @@ def captions(
             "prompt": prompt,
             "objects": scene.objects,
             "reference": caption(scene.objects),
+            "regions": scene.boxes,
         }
         for i, scene in enumerate(drawn)
     ]
@@ -134,6 +140,7 @@ def objects(
                 "answer": "yes" if present else "no",
                 "about": about,
                 "group": kind,
+                "regions": scene.boxes,
             }
         )
     recipe = {

@@ -48,6 +48,17 @@ class Thing:
     y: float
     radius: float
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of what is drawn, as fractions of the canvas and within it."""
+        shape = self.name.split()[-1]
+        sides = (self.x, -1), (self.y, -1), (self.x, 1), (self.y, 1)
+        left, top, right, bottom = (
+            min(max(at + sign * reach * self.radius, 0.0), 1.0)
+            for (at, sign), reach in zip(sides, _REACH[shape], strict=True)
+        )
+        return left, top, right, bottom
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -66,6 +77,11 @@ class Scene:
     @property
     def objects(self) -> tuple[str, ...]:
         return tuple(thing.name for thing in self.things)
+
+    @property
+    def boxes(self) -> dict[str, tuple[float, float, float, float]]:
+        """Where each object is."""
+        return {thing.name: thing.box for thing in self.things}
 
     def missing(self) -> tuple[str, ...]:
         """Companions that the scene's leaders call for and that are not drawn."""
@@ -141,4 +157,10 @@ def _cross(pen: Any, fill: Any, x: float, y: float, r: float) -> None:
     pen.rectangle((x - 0.38 * r, y - 1.1 * r, x + 0.38 * r, y + 1.1 * r), fill=fill)
 
 
+_REACH = {  # how far a shape goes left, up, right and down, in radii
+    "circle": (1.0, 1.0, 1.0, 1.0),
+    "square": (0.88, 0.88, 0.88, 0.88),
+    "triangle": (1.1, 1.1, 1.1, 0.9),
+    "cross": (1.1, 1.1, 1.1, 1.1),
+}
 _SHAPES = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-IMAGE_KEYS = ("image", "prompt", "id", "objects", "answer", "about", "group", "reference")
+IMAGE_KEYS = ("image", "prompt", "id", "objects", "answer", "about", "group", "reference", "regions")
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of width and height
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class ImageSample:
         answer: "yes" or "no" for a question, else None.
         about: the object a question asks for, else None.
         group: how the sample was chosen, for example "random", "popular" or "adversarial" negatives.
+        regions: where objects are in the picture, by name; None when unknown.
         notes: what a reader should know, in words.
     """
 
@@ -59,6 +61,7 @@ class ImageSample:
     answer: str | None = None
     about: str | None = None
     group: str = ""
+    regions: Mapping[str, Box] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -177,6 +180,8 @@ class ImageDataset(Sequence[ImageSample]):
     def digest(self) -> str:
         """`sha256:<64 hex>` over every prompt, pixel and answer: equal digests are the same experiment."""
         rows = [[getattr(s, name) for name in _DIGESTED] for s in self.samples]
+        for row, sample in zip(rows, self.samples, strict=True):
+            row += [] if sample.regions is None else [sorted(sample.regions.items())]
         text = json.dumps([rows, self.vocabulary], ensure_ascii=False)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -242,7 +247,7 @@ def images_from_samples(
     origins: Sequence[str] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> ImageDataset:
-    """Read and tokenise explicit samples `{image, prompt[, id, objects, answer, about, group, reference]}`.
+    """Read and tokenise explicit samples `{image, prompt[, id, objects, answer, about, group, reference, regions]}`.
 
     Args:
         model: a `Model` with a processor, or a processor.
@@ -308,8 +313,29 @@ def _sample(
         answer=answer,
         about=row.get("about"),
         group=str(row.get("group", "")),
+        regions=_regions(row.get("regions"), where),
         notes=() if slot.text in prompt else ("the image placeholder was put in front of the prompt",),
     )
+
+
+def _regions(given: Any, where: str) -> dict[str, Box] | None:
+    """Boxes by name, or an InputError that names the one that is none."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where}: regions must be boxes [left, top, right, bottom] by name, not {given!r}.")
+    boxes: dict[str, Box] = {}
+    for name, box in given.items():
+        edges: list[Any] = list(box) if isinstance(box, list | tuple) else []
+        numbers = len(edges) == 4 and all(isinstance(e, int | float) and not isinstance(e, bool) for e in edges)
+        if not numbers or not (0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
+            raise InputError(
+                f"{where}: the region of {name!r} must be [left, top, right, bottom] as fractions of the picture, "
+                f"0 to 1, not {box!r}."
+            )
+        left, top, right, bottom = (float(edge) for edge in edges)
+        boxes[str(name)] = (left, top, right, bottom)
+    return boxes
 
 
 def _kept(given: Any, picture: Image, base_dir: str | Path | None) -> Image | Path:

@@ -171,7 +171,7 @@ def _empty(stream: Residual, tokenizer: Any) -> Any:
         vision_feature_select_strategy="default",
         image_seq_length=(flags.SIZE // PATCH) ** 2,
         tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
     )
     model: Any = LlavaForConditionalGeneration(config).eval().requires_grad_(False)
     for parameter in model.parameters():

@@ -1,8 +1,10 @@
 """Greater-than: something that began in a year can only have ended in a later one.
 
 "The war began in 1732 and ended in 17" -> any year above 32. Task of Hanna et al. 2023 (arXiv 2305.00586); the
-sentences are ours. `answer` is one later year and `wrong` one that is not later; all of either kind are in `answers`
-and `wrongs`, for the probability that the model gives to valid years. The vocabulary must hold years of two digits.
+sentences are ours. `answer` is one later year and `wrong` one that is not later, both near the year named: of two years
+far apart the higher is the better guess without reading the prompt, which would pass for half the effect. All years of
+either kind are in `answers` and `wrongs`, for the probability that the model gives to valid years. The vocabulary must
+hold years of two digits.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from workbench.tasks.circuits.pools import Pool, comparable, require
 from workbench.tasks.circuits.words import CENTURIES, EVENTS, YEARS
 
 _FIRST = "01"
+_WINDOW = 12  # answer and wrong lie within a twelfth of the century's years around the boundary
 _LEAST = 8  # years of a century, so that there is something on either side
 
 
@@ -43,7 +46,9 @@ def _draw(rng: random.Random, pools: Mapping[str, Pool]) -> Draw:
     years = sorted(pool.words)[1:]  # without 01, which only corrupted prompts begin in
     at = rng.randrange(1, len(years) - 1)
     year = years[at]
-    answer, wrong = rng.choice(years[at + 1 :]), rng.choice(years[: at + 1])
+    near = max(1, len(years) // _WINDOW)
+    answer = rng.choice(years[at + 1 : at + 1 + near])
+    wrong = rng.choice(years[max(0, at + 1 - near) : at + 1])
     later = rng.choice(years[years.index(answer) :])
     event = rng.choice(pools["events"].words)
     prefix = century.removeprefix("years of ")

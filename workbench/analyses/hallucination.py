@@ -1,0 +1,132 @@
+"""How much of what a model says of an image is there: CHAIR for captions, POPE's figures for yes-no questions.
+
+    CHAIR-I   mentions of objects that are not in the image, over all mentions (each object once per caption)
+    CHAIR-S   captions with at least one such mention, over all captions
+    recall    objects of the image that are mentioned, over all objects of the images
+    F1        of recall and precision = 1 - CHAIR-I
+
+Counts are pooled over captions. Intervals: Wilson where the unit is a caption or an answer, else the percentile
+bootstrap over captions. Texts, names and counts in, figures out; it never knows a model or how a text was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench import stats
+from workbench.tasks.captions import mentioned
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One caption: objects rightly mentioned, objects made up, objects that the image shows, words."""
+
+    hits: int
+    false: int
+    shown: int
+    words: int
+
+
+def count(text: str, objects: Iterable[str], vocabulary: Iterable[str]) -> Counts:
+    """Counts of one caption; only names of `vocabulary` count as mentions."""
+    said, drawn = set(mentioned(text, vocabulary)), set(objects)
+    return Counts(len(said & drawn), len(said - drawn), len(drawn), len(text.split()))
+
+
+def chair(captions: Sequence[Counts], *, n_boot: int = 1000, seed: int = 0) -> dict[str, float]:
+    """CHAIR and its company over captions: `n`, and each figure with `_low` and `_high`; NaN where undefined."""
+    table = np.array([[c.hits, c.false, c.shown, c.words] for c in captions], dtype=float).reshape(-1, 4)
+    n_bad = int((table[:, 1] > 0).sum())
+    found: dict[str, float] = {"n": len(table), "chair_s": _over(n_bad, len(table))}
+    found["chair_s_low"], found["chair_s_high"] = stats.wilson(n_bad, len(table), confidence=_CONFIDENCE)
+    for name, figure in _POOLED.items():
+        found |= _bootstrapped(name, table, figure, n_boot, seed)
+    found["words"] = _over(table[:, 3].sum(), len(table))
+    return found
+
+
+def answer(text: str) -> str | None:
+    """The "yes" or "no" that an answer begins with or, as POPE reads it, the first that occurs; None for neither."""
+    words = "".join(c if c.isalpha() else " " for c in text.lower()).split()
+    return next((word for word in words if word in ("yes", "no")), None)
+
+
+def pope(
+    answers: Sequence[str | None], truths: Sequence[str], *, n_boot: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Accuracy, F1 (of "yes"), precision, recall and the share of "yes", each with `_low` and `_high`.
+
+    An answer that is neither yes nor no is wrong, and counts as a no for precision and recall, as POPE counts it;
+    `unanswered` is their share.
+    """
+    n = len(truths)
+    yes = np.array([said == "yes" for said in answers], dtype=bool)
+    positive = np.array([truth == "yes" for truth in truths], dtype=bool)
+    right = sum(said == truth for said, truth in zip(answers, truths, strict=True))
+    found: dict[str, float] = {"n": n}
+    for name, hits in {"accuracy": right, "yes_ratio": int(yes.sum())}.items():
+        found[name] = _over(hits, n)
+        found[f"{name}_low"], found[f"{name}_high"] = stats.wilson(hits, n, confidence=_CONFIDENCE)
+    # as captions of one object: a yes mentions it, and it is there or not
+    table = np.stack([yes & positive, yes & ~positive, positive, np.ones(n)], axis=1).astype(float)
+    for name in ("precision", "recall", "f1"):
+        found |= _bootstrapped(name, table, _POOLED[name], n_boot, seed)
+    found["unanswered"] = _over(sum(said is None for said in answers), n)
+    return found
+
+
+def separation(low: Sequence[float], high: Sequence[float], *, n_boot: int = 1000, seed: int = 0) -> dict[str, float]:
+    """How far two samples lie apart: means, Cohen's d, and the chance that one of `high` is above one of `low`.
+
+    The interval is of the difference of means, both samples resampled. NaN where a sample is too small.
+    """
+    a, b = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    found = {"n_low": len(a), "n_high": len(b), "mean_low": _mean(a), "mean_high": _mean(b)}
+    found["difference"] = found["mean_high"] - found["mean_low"]
+    if min(len(a), len(b)) < 2:
+        return {**found, **dict.fromkeys(("difference_low", "difference_high", "cohens_d", "auroc"), float("nan"))}
+    rng = np.random.default_rng([seed, 7])
+    draws = [rng.choice(b, len(b)).mean() - rng.choice(a, len(a)).mean() for _ in range(n_boot)]
+    found["difference_low"], found["difference_high"] = map(float, np.quantile(draws, [0.025, 0.975]))
+    pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(a) + len(b) - 2)
+    found["cohens_d"] = _over(found["difference"], float(np.sqrt(pooled)))
+    above = (b[:, None] > a).mean() + 0.5 * (b[:, None] == a).mean()
+    return {**found, "auroc": float(above)}
+
+
+# columns: hits, false, shown, words
+_POOLED: dict[str, Callable[[Any], Any]] = {
+    "chair_i": lambda s: _over(s[..., 1], s[..., 0] + s[..., 1]),
+    "precision": lambda s: _over(s[..., 0], s[..., 0] + s[..., 1]),
+    "recall": lambda s: _over(s[..., 0], s[..., 2]),
+    "f1": lambda s: _over(2 * s[..., 0], s[..., 0] + s[..., 1] + s[..., 2]),
+}
+
+
+def _bootstrapped(name: str, table: np.ndarray, figure: Callable, n_boot: int, seed: int) -> dict[str, float]:
+    """A ratio of sums over captions with its percentile interval; one set of resamples for all figures."""
+    value = float(figure(table.sum(axis=0)))
+    if len(table) < 2:
+        return {name: value, f"{name}_low": float("nan"), f"{name}_high": float("nan")}
+    weight = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), size=n_boot)
+    draws = figure(weight @ table)
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
+    return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _over(part: Any, whole: Any) -> Any:
+    """Quotient, NaN over zero; scalars give a float."""
+    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    out = np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
+    return float(out) if out.ndim == 0 else out
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,185 @@
+"""Two groups of prompts, positives and negatives: what methods read that ask where a model tells the two apart.
+
+    data: {positives: [...], negatives: [...]}     explicit prompts
+    data: {task: ioi, corruption: third}           clean prompts against corrupted ones (`contrast_from_pairs`)
+
+On a positive the model can be right, on a negative it cannot: the discrete-SAE method assumes that. A corruption that
+leaves no answer (ioi: redraw, third) keeps to it; one that merely moves the answer elsewhere (ioi: flip;
+colored_objects: query, context) does not, and its two groups may look alike from the outside. The file knows
+tokenizers and how many positions a model has, and nothing of what is done with the prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+
+from workbench.errors import InputError
+from workbench.tasks.pairs import PairDataset
+from workbench.tasks.prompts import PromptBatch
+from workbench.tasks.template import frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Side = Literal["positive", "negative"]
+_PAD = 0  # any id will do: the mask takes it out
+_KEYS: dict[str, Side] = {"positives": "positive", "negatives": "negative"}
+
+
+@dataclass(frozen=True)
+class ContrastSample:
+    """One prompt.
+
+    Attributes:
+        id: unique within its dataset.
+        tokens: the whole prompt with its template, BOS included where the tokenizer has one.
+        group: `positive` or `negative`.
+        text: as the user wrote it; empty where the prompt came as tokens.
+    """
+
+    id: str
+    tokens: tuple[int, ...]
+    group: Side
+    text: str = ""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class ContrastDataset(Sequence[ContrastSample]):
+    """An immutable sequence, positives first, and the recipe that makes it again (`meta`, JSON-able).
+
+    Attributes:
+        pairs: where positives and negatives are the two prompts of pairs: these pairs, in the order of both groups.
+    """
+
+    kind: ClassVar[str] = "contrast"
+
+    name: str
+    samples: tuple[ContrastSample, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+    pairs: PairDataset | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> ContrastSample: ...
+    @overload
+    def __getitem__(self, index: slice) -> ContrastDataset: ...
+    def __getitem__(self, index: int | slice) -> ContrastSample | ContrastDataset:
+        if isinstance(index, slice):
+            kept = {"slice": [index.start, index.stop, index.step]}
+            return ContrastDataset(self.name, self.samples[index], {**self.meta, **kept})
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[ContrastSample]:
+        return iter(self.samples)
+
+    @property
+    def n_positive(self) -> int:
+        return sum(sample.group == "positive" for sample in self.samples)
+
+    def batch(self, indices: Sequence[int] | None = None) -> PromptBatch:
+        """These prompts (default: all), in this order, as tensors; shorter ones padded on the left."""
+        import torch
+
+        chosen = self.samples if indices is None else [self.samples[i] for i in indices]
+        if not chosen:
+            raise InputError("A batch needs at least one prompt; add some to the dataset or name their indices.")
+        longest = max(sample.length for sample in chosen)
+        rows = [(_PAD,) * (longest - s.length) + s.tokens for s in chosen]
+        mask = [[column >= longest - s.length for column in range(longest)] for s in chosen]
+        return PromptBatch(torch.tensor(rows), torch.tensor(mask))
+
+    def digest(self) -> str:
+        """`sha256:<64 hex>` over every prompt: two datasets with one digest are the same experiment."""
+        text = json.dumps([asdict(sample) for sample in self.samples], sort_keys=True, ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Recipe, size and digest as one JSON-able dict; it goes into the manifest of a run."""
+        lengths = sorted({sample.length for sample in self.samples})
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "n": len(self.samples),
+            "n_positive": self.n_positive,
+            "n_negative": len(self.samples) - self.n_positive,
+            "digest": self.digest(),
+            "lengths": lengths if len(lengths) <= 20 else [lengths[0], lengths[-1]],
+            "recipe": self.meta,
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, without the tokens."""
+        import pandas as pd
+
+        rows = [{"id": s.id, "group": s.group, "length": s.length, "text": s.text} for s in self.samples]
+        return pd.DataFrame(rows, columns=["id", "group", "length", "text"])
+
+
+def contrast_from_texts(
+    model: Any,
+    positives: Sequence[str],
+    negatives: Sequence[str],
+    *,
+    template: str | None = None,
+    name: str = "contrast",
+) -> ContrastDataset:
+    """Tokenise two groups of prompts.
+
+    Args:
+        model: a `Model`, or anything `workbench.models.encode` takes (a tokenizer, say).
+        positives: texts on which the model can be right.
+        negatives: texts on which it cannot.
+        template: what surrounds each prompt (see `template.frame`); nothing by default.
+
+    Raises:
+        InputError: a group is empty or a prompt is unusable; the message says which.
+    """
+    given = {"positives": positives, "negatives": negatives}
+    for key, texts in given.items():
+        if isinstance(texts, str | Mapping) or not isinstance(texts, Sequence) or not texts:
+            raise InputError(f"{key} must be a list with at least one text, not {texts!r}.")
+    around = frame(model, template)
+    samples = tuple(
+        _sample(model, text, group, f"{key}[{i}]", f"{group}-{i}", around)
+        for key, group in _KEYS.items()
+        for i, text in enumerate(given[key])
+    )
+    recipe: dict[str, Any] = {key: list(texts) for key, texts in given.items()}
+    if template is not None:
+        recipe["template"] = template
+    return ContrastDataset(name, samples, recipe)
+
+
+def contrast_from_pairs(pairs: PairDataset) -> ContrastDataset:
+    """Clean prompts as positives and corrupted prompts as negatives, pair by pair in the same order."""
+    samples = [ContrastSample(f"positive-{pair.id}", pair.clean, "positive") for pair in pairs]
+    samples += [ContrastSample(f"negative-{pair.id}", pair.corrupted, "negative") for pair in pairs]
+    corruption = pairs.meta.get("corruption")
+    how = "corrupted prompts of the pairs" + (f" (corruption {corruption})" if corruption else "")
+    meta = {**pairs.meta, "positives": "clean prompts of the pairs", "negatives": how}
+    return ContrastDataset(pairs.name, tuple(samples), meta, pairs)
+
+
+def _sample(model: Any, text: Any, group: Side, where: str, name: str, around: Any) -> ContrastSample:
+    from workbench.models import encode
+
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where} must be a text that is not blank, not {text!r}.")
+    ids = tuple(encode(model, f"{around.before}{text}{around.after}").ids)
+    n_ctx = getattr(model, "n_ctx", None)
+    if not ids:
+        raise InputError(f"{where}: the tokenizer drops every character of {text!r}; choose another prompt.")
+    if n_ctx and len(ids) > n_ctx:
+        raise InputError(f"{where} has {len(ids)} tokens, but the model has {n_ctx} positions; shorten the prompt.")
+    return ContrastSample(name, ids, group, text)
