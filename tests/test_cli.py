@@ -174,6 +174,12 @@ def test_compare(done: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     published.write_text(json.dumps({f"{i}-{j}": [0.1 * i + j] for i in range(3) for j in range(4)}))
     found = as_json(capsys, "compare", "fake/one@v1", "fake/one@v2", f"wu:{published}", "--rule", "score >= 0.5")
     assert len(found) == 3 and {0 <= pair["p"] <= 1 for pair in found} == {True}
+    refs = ["fake/one@v1", "fake/one@v2", f"wu:{published}"]
+    square = as_json(capsys, "compare", *refs, "--rule", "score >= 0.5", "--matrix")
+    assert square["pairs"] == found and square["refs"] == refs
+    assert [row[i] for i, row in enumerate(square["matrix"]["jaccard"])] == [1, 1, 1]
+    assert square["matrix"]["jaccard"][2][0] == square["matrix"]["jaccard"][0][2] == found[1]["jaccard"]
+    assert {"p_layer_matched", "weighted_jaccard", "rbo", "coefficient"} <= found[0].keys()
     gates = tmp_path / "gates.tsv"
     gates.write_text("0.1\t0.9\n0.2\t0.3\n0.5\t0.4\n")  # per kv group: the model has two
     (pair,) = as_json(capsys, "compare", "fake/one@v1", f"duo:{gates}", "--rule", "top 2")

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "organisms": LEFT | {"models", "tasks"},  # recipes train on tasks; the loader never imports recipes
     "tasks": LEFT | {"models"},
     "primitives": LEFT | {"models"},
-    "analyses": LEFT | {"models", "tasks", "primitives", "tables", "stats"},
+    "saes": LEFT | {"models", "primitives", "tasks"},
+    "analyses": LEFT | {"models", "organisms", "tasks", "primitives", "saes", "tables", "stats"},
     "store": {"errors"},
     "tables": {"errors", "stats", "export", "plots"},  # the last two lazily, by the methods that hand a table over
     "export": {"errors", "stats", "tables"},

@@ -20,13 +20,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from workbench import analyses, experiments, export, models, organisms, plots, primitives, published, stats, tasks
+    from workbench import saes as saes
     from workbench.analyses.ablation import ablation
     from workbench.analyses.activation_patching import activation_patching
     from workbench.analyses.attribution import attribution
+    from workbench.analyses.circuit import circuit
+    from workbench.analyses.evaluation import pope_scores
+    from workbench.analyses.head_tools import attention_by_class, direct_logit_attribution, low_rank
+    from workbench.analyses.looking import attention_maps, image_attention
+    from workbench.analyses.overlap import overlap
     from workbench.analyses.path_patching import path_patching
+    from workbench.analyses.repair import repair
     from workbench.analyses.retrieval import retrieval_heads
+    from workbench.analyses.sae_circuits import sae_circuits
+    from workbench.analyses.sae_features import sae_features
+    from workbench.analyses.sae_train import sae_train
     from workbench.analyses.sahara import sahara
     from workbench.analyses.ships import ships
+    from workbench.analyses.var import var
+    from workbench.analyses.vhd import vhd
     from workbench.experiments import Spec, diff, rerun, run
     from workbench.experiments.notebook import heads, open, store
     from workbench.models import Model, load_model
@@ -43,6 +55,7 @@ _PACKAGES = (
     "plots",
     "primitives",
     "published",
+    "saes",
     "stats",
     "tables",
     "tasks",
@@ -51,7 +64,16 @@ _HOME = {
     "ablation": "workbench.analyses.ablation",
     "activation_patching": "workbench.analyses.activation_patching",
     "attribution": "workbench.analyses.attribution",
+    "circuit": "workbench.analyses.circuit",
+    "attention_by_class": "workbench.analyses.head_tools",
+    "attention_maps": "workbench.analyses.looking",
+    "direct_logit_attribution": "workbench.analyses.head_tools",
+    "image_attention": "workbench.analyses.looking",
+    "low_rank": "workbench.analyses.head_tools",
+    "overlap": "workbench.analyses.overlap",
     "path_patching": "workbench.analyses.path_patching",
+    "pope_scores": "workbench.analyses.evaluation",
+    "repair": "workbench.analyses.repair",
     "Artifact": "workbench.store",
     "HeadTable": "workbench.tables",
     "Model": "workbench.models",
@@ -64,8 +86,13 @@ _HOME = {
     "rerun": "workbench.experiments",
     "retrieval_heads": "workbench.analyses.retrieval",
     "run": "workbench.experiments",
+    "sae_circuits": "workbench.analyses.sae_circuits",
+    "sae_features": "workbench.analyses.sae_features",
+    "sae_train": "workbench.analyses.sae_train",
     "sahara": "workbench.analyses.sahara",
     "ships": "workbench.analyses.ships",
+    "var": "workbench.analyses.var",
+    "vhd": "workbench.analyses.vhd",
 }
 
 __all__ = [
@@ -78,27 +105,42 @@ __all__ = [
     "ablation",
     "activation_patching",
     "analyses",
+    "attention_by_class",
+    "attention_maps",
     "attribution",
+    "circuit",
     "diff",
+    "direct_logit_attribution",
     "experiments",
     "export",
     "heads",
+    "image_attention",
     "load_model",
+    "low_rank",
     "models",
     "open",
     "organisms",
+    "overlap",
     "path_patching",
     "plots",
+    "pope_scores",
     "primitives",
     "published",
+    "repair",
     "rerun",
     "retrieval_heads",
     "run",
+    "sae_circuits",
+    "sae_features",
+    "sae_train",
+    "saes",
     "sahara",
     "ships",
     "stats",
     "store",
     "tasks",
+    "var",
+    "vhd",
 ]
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.analyses.examples import QUICK, data_block, dataset
-from tests.tiny import tiny
+from tests.analyses.examples import QUICK, data_block, dataset, save_tiny, tiny_model
 from workbench import analyses
 from workbench.errors import CapabilityError, InputError
 from workbench.experiments import rerun, run
@@ -28,7 +27,8 @@ ARCHES = ["gpt2", "llama"]
 def case(request):
     """(analysis, model, data, params, result, seconds), one run shared by the tests that only look."""
     name, arch = request.param
-    analysis, model = analyses.get(name), tiny(arch)
+    analysis = analyses.get(name)
+    model = tiny_model(analysis.data_kind, arch)
     data, params = dataset(model, analysis.data_kind), analysis.parse(QUICK[name])
     analysis(model, data, params, seed=0)  # whatever is built once per process is not the analysis' time
     before = {key: value.clone() for key, value in model.bridge.state_dict().items()}
@@ -116,7 +116,8 @@ def test_a_tiny_model_takes_seconds(case):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_capability_is_refused(name):
-    analysis, model = analyses.get(name), tiny("gpt2")
+    analysis = analyses.get(name)
+    model = tiny_model(analysis.data_kind, "gpt2")
     data, params = dataset(model, analysis.data_kind), analysis.parse(QUICK[name])
     model.capabilities = replace(model.capabilities, **dict.fromkeys(FLAGS, False))
     if analysis.requires:
@@ -131,7 +132,7 @@ def test_a_missing_capability_is_refused(name):
 def test_a_rerun_of_the_artifact_gives_the_same_digest(name, tmp_path):
     analysis = analyses.get(name)
     folder = tmp_path / "model"
-    save_tiny(folder)
+    save_tiny(analysis.data_kind, folder)
     spec = {
         "name": f"contract/{name}",
         "analysis": name,
@@ -146,10 +147,3 @@ def test_a_rerun_of_the_artifact_gives_the_same_digest(name, tmp_path):
     assert again.version == 2
     assert again.digest == first.digest
     assert rerun(first.ref, store=store).level == Level.BITWISE
-
-
-def save_tiny(folder):
-    from tests.tiny import tiny_hf, tiny_tokenizer
-
-    tiny_hf("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)

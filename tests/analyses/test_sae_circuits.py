@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,11 @@ QUICK = {"n_features": 20, "epochs": 20, "seeds": 2, "permutations": 50, "bootst
 PAIRED = Finding("circuit", {**QUICK, "variant": "paired", "epochs": 1})
 
 
+def resolved(model: Any, block: dict[str, Any]) -> Any:
+    """A dataset of whatever kind the block describes."""
+    return tasks.resolve(model, block)
+
+
 @pytest.fixture(scope="module")
 def planted_ioi():
     return load_model("organism:planted-ioi")
@@ -30,7 +37,7 @@ def planted_ioi():
 
 @pytest.fixture(scope="module")
 def result(planted_ioi):
-    data = tasks.resolve(planted_ioi, {"task": "ioi", "n": 24, "corruption": "redraw"})
+    data = resolved(planted_ioi, {"task": "ioi", "n": 24, "corruption": "redraw"})
     methods = ["mean_difference", "norm", "layer_index", "activation_patching", "attribution_patching", "eap_ig"]
     params = {**QUICK, "reference": "organism", "ig_steps": 3, "methods": methods}
     return wb.sae_circuits(planted_ioi, data, **params)
@@ -64,6 +71,7 @@ def test_head_outputs_and_their_changes_equal_raw_hooks(positions):
     model = tiny("gpt2")
     data = contrast_from_pairs(dataset(model, "pairs", ragged=True))
     found = outputs(model, data, positions=positions)
+    assert found.change is not None and found.elsewhere is not None
     slow = [by_hand(model, sample.tokens) for sample in data]
     for i, one in enumerate(slow):
         expected = one.mean(dim=0) if positions == "mean" else one[-1]
@@ -93,7 +101,7 @@ def test_everything_stands_side_by_side(result):
 
 @pytest.mark.parametrize("variant", ["edge", "divergence", "paired"])
 def test_every_variant_has_its_uncertainty_and_null(planted_ioi, variant):
-    data = tasks.resolve(planted_ioi, {"task": "ioi", "n": 12, "corruption": "third"})
+    data = resolved(planted_ioi, {"task": "ioi", "n": 12, "corruption": "third"})
     params = {**QUICK, "edge_permutations": 5, "threshold": 0.05, "held_out": variant == "divergence"}
     heads = wb.sae_circuits(planted_ioi, data, variant=variant, **params).heads
     for column in ("score", "stderr", "null_mean", "null_p"):
@@ -159,7 +167,7 @@ def test_data_without_two_groups_are_refused():
 
 
 def test_pairs_become_positives_and_negatives_in_order(planted_ioi):
-    pairs = tasks.resolve(planted_ioi, {"task": "ioi", "n": 3, "corruption": "third"})
+    pairs = resolved(planted_ioi, {"task": "ioi", "n": 3, "corruption": "third"})
     data = contrast_from_pairs(pairs)
     assert [s.group for s in data] == ["positive"] * 3 + ["negative"] * 3
     assert [s.tokens for s in data] == [p.clean for p in pairs] + [p.corrupted for p in pairs]

@@ -135,7 +135,7 @@ def where_the_assumption_holds():
 
 
 def test_heads_are_found_where_the_assumption_holds():
-    data, true = labelled(where_the_assumption_holds()[None]), [1, 1, 0, 0, 0]
+    data, true = labelled(where_the_assumption_holds()[None]), np.array([1, 1, 0, 0, 0])
     for scored in (
         node(data, held_out=False, normalise=False),
         edge(data, held_out=False, nulls=True),

@@ -53,6 +53,7 @@ class Result:
         arrays: further arrays, by name; `per_example` is `[n_examples, n_layers, n_heads]`.
         summary: headline figures, JSON-able.
         timing: seconds by stage; not part of an artifact's identity.
+        files: further files of the artifact, by name, as bytes (for sae_train: the autoencoder's folder).
     """
 
     analysis: str
@@ -64,6 +65,7 @@ class Result:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     seed: int = 0
 
     @property
@@ -86,6 +88,7 @@ class Finding:
         column: of the head table that ranks heads; the most by the table's `higher_is_more` first.
         magnitude: rank by the size of the effect, whichever its sign (a circuit has heads that work against it).
         min_auroc: area under the ROC curve, true heads against the others, below which it is a miss.
+        how: only truths that came about so (`planted`, `trained in`, `found`); all by default.
     """
 
     claim: str
@@ -94,6 +97,7 @@ class Finding:
     column: str = "score"
     magnitude: bool = False
     min_auroc: float = 0.95
+    how: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,20 @@ _MODULES = {
     "ablation": "workbench.analyses.ablation",
     "activation_patching": "workbench.analyses.activation_patching",
     "attribution": "workbench.analyses.attribution",
+    "circuit": "workbench.analyses.circuit",
+    "direct_logit_attribution": "workbench.analyses.head_tools.direct",
+    "image_attention": "workbench.analyses.looking",
+    "overlap": "workbench.analyses.overlap",
     "path_patching": "workbench.analyses.path_patching",
+    "repair": "workbench.analyses.repair",
     "retrieval": "workbench.analyses.retrieval",
+    "sae_circuits": "workbench.analyses.sae_circuits",
+    "sae_features": "workbench.analyses.sae_features",
+    "sae_train": "workbench.analyses.sae_train",
     "sahara": "workbench.analyses.sahara",
     "ships": "workbench.analyses.ships",
+    "var": "workbench.analyses.var",
+    "vhd": "workbench.analyses.vhd",
 }
 
 

@@ -151,7 +151,7 @@ def _meetings(card: dict[str, Any], chosen: Sequence[Analysis]) -> list[Meeting]
         for truth in truths.read(card)
         for analysis in chosen
         for finding in analysis.finds
-        if finding.claim == truth.claim
+        if finding.claim == truth.claim and (not finding.how or truth.how in finding.how)
     ]
 
 

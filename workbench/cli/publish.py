@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from workbench.tables import HeadTable
 
 _PUBLISHED = ("wu", "duo")
+_STATISTICS = {"jaccard": 1.0, "weighted_jaccard": 1.0, "rbo": 1.0, "spearman": 1.0, "p_layer_matched": None}
 
 
 def register(app: typer.Typer) -> None:
@@ -76,6 +77,7 @@ def compare(
         str, typer.Option(help="Which heads count: 'top 10', 'top 5%', 'score >= 0.1', 'q < 0.05'.")
     ] = "top 10",
     any_basis: Annotated[bool, typer.Option("--any-basis", help="Compare across raw and folded weights.")] = False,
+    matrix: Annotated[bool, typer.Option("--matrix", help="A results x results table of every statistic.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
     _debug: DebugOption = False,
@@ -90,17 +92,24 @@ def compare(
     if len(tables) < 2:
         raise InputError(f"compare needs two different results, but got {refs[0]!r} twice.")
     found = [_pair(a, b, tables, rule, any_basis) for a, b in combinations(tables, 2)]
+    names = list(tables)
+    tabled = {name: _matrix(name, names, found) for name in _STATISTICS} if matrix else {}
     if as_json:
-        emit_json(found)
+        emit_json({"refs": names, "rule": rule, "matrix": tabled, "pairs": found} if matrix else found)
         return
-    emit(f"heads selected by {rule!r}; p: chance of at least this overlap between random sets of these sizes")
+    emit(f"heads selected by {rule!r}; p: chance of at least this overlap between random sets of these sizes,")
+    emit("p layer: between random sets with as many heads in every layer")
     heading("overlap")
-    headings = ("a", "b", "rows", "in a", "in b", "shared", "jaccard", "p", "spearman")
+    headings = ("a", "b", "rows", "in a", "in b", "shared", "jaccard", "p", "p layer", "weighted", "rbo", "spearman")
     rows = []
     for c in found:
         counts = (len(c["heads_a"]), len(c["heads_b"]), len(c["shared"]))
-        rows.append((c["a"], c["b"], c["n"], *counts, c["jaccard"], c["p"], c["spearman"]))
+        figures = [c[key] for key in ("jaccard", "p", "p_layer_matched", "weighted_jaccard", "rbo", "spearman")]
+        rows.append((c["a"], c["b"], c["n"], *counts, *figures))
     emit_table(headings, rows)
+    for name, values in tabled.items():
+        heading(name)
+        emit_table(("", *names), [(ref, *row) for ref, row in zip(names, values, strict=True)])
     for c in found:
         heading(f"{c['a']} and {c['b']}")
         share = ", ".join(f"{layer}.{head}" for layer, head in c["shared"]) or "none"
@@ -178,6 +187,12 @@ def _pair(a: str, b: str, tables: dict[str, HeadTable], rule: str, any_basis: bo
         left, right = (_by_group(table, n_groups) for table in (left, right))
     found = left.compare(right, rule=rule, allow_basis_mismatch=any_basis)
     return {"a": a, "b": b, "rows_are": f"{left.row_kind}s", **found.to_dict()}
+
+
+def _matrix(statistic: str, refs: list[str], found: list[dict[str, Any]]) -> list[list[float | None]]:
+    """`[ref][ref]`; on the diagonal what a result has with itself, nothing for a p-value."""
+    values = {(c["a"], c["b"]): c[statistic] for c in found}
+    return [[_STATISTICS[statistic] if a == b else values.get((a, b), values.get((b, a))) for b in refs] for a in refs]
 
 
 def _by_group(table: HeadTable, n_groups: int) -> HeadTable:

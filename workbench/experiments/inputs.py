@@ -59,6 +59,8 @@ def gather(spec: Spec) -> Inputs:
         InputError: a file does not exist or cannot be read; the message names the key.
     """
     data = dict(spec.data)
+    if isinstance(data.get("tasks"), Mapping):
+        return Inputs({**data, "tasks": {name: _block(block, spec) for name, block in data["tasks"].items()}})
     if isinstance(data.get("file"), str) and "images" in data:
         path = _find(data.pop("file"), spec, "data.file")
         data = {"samples": list(_rows(path, "questions file")), "name": path.stem, **data}
@@ -78,6 +80,11 @@ def gather(spec: Spec) -> Inputs:
         data["haystack"] = HAYSTACK
         return Inputs(data, {HAYSTACK: text})
     return Inputs(data)
+
+
+def _block(block: Any, spec: Spec) -> Any:
+    """The data block of one of several tasks, with its files inlined; pairs have no haystack to store beside them."""
+    return gather(spec.model_copy(update={"data": block})).data if isinstance(block, Mapping) else block
 
 
 def _with_image_paths(data: dict[str, Any], spec: Spec) -> dict[str, Any]:

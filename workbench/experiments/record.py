@@ -62,6 +62,8 @@ def commit(
         out.json("summary", dict(result.summary))
         for name, text in (files or {}).items():
             out.text(name, text)
+        for name, data in result.files.items():
+            out.bytes(name, data)
     return out.artifact
 
 

@@ -31,8 +31,9 @@ DATA_SOURCES: tuple[tuple[str, ...], ...] = (
     ("prompts",),
     ("pairs",),
     ("positives", "negatives"),
+    ("tasks",),
 )
-_EXPLICIT_KEYS = tuple(key for group in DATA_SOURCES[1:] for key in group)
+_EXPLICIT_KEYS = tuple(key for group in DATA_SOURCES[1:-1] for key in group)
 
 
 class _Refused(InputError):
@@ -287,6 +288,16 @@ def _check_data(data: Mapping[str, Any]) -> None:
             known = tasks.names()
             hint = did_you_mean(data["task"], known)
             raise _Refused(f"there is no task {data['task']!r} (available: {', '.join(known)}).{hint}", key="task")
+        return
+    if group == ("tasks",):
+        blocks = data["tasks"]
+        if not isinstance(blocks, Mapping) or not blocks:
+            raise _Refused(f"is a mapping from a name to a data block, not {_shown(blocks)}", key="tasks")
+        for name, block in blocks.items():
+            if not isinstance(block, Mapping) or "tasks" in block:
+                sentence = f"is a data block such as {{task: ioi, n: 16}}, not {_shown(block)}"
+                raise _Refused(sentence, key=f"tasks.{name}")
+            _check_data(block)
         return
     for key in group:
         value = data.get(key)

@@ -1,11 +1,14 @@
 """How far two head tables agree: correlation of scores, overlap of the selected heads, and its significance.
 
+The statistics themselves are in `overlap` and `stats`.
+
 Only rows that are ok in both tables take part, and both selections are made among those, so that the overlap test has
 one population. It must never know how the scores came about; it does refuse to compare what is not comparable.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ import numpy as np
 
 from workbench import stats
 from workbench.errors import InputError
+from workbench.tables import overlap
 from workbench.tables.schema import OK
 
 if TYPE_CHECKING:
@@ -30,6 +34,10 @@ class Comparison:
         heads_a, heads_b, shared: the selections (best first) and what they share.
         jaccard: shared / union. a_in_b, b_in_a: share of one selection that lies in the other.
         p: probability of at least this overlap between random sets of these sizes (hypergeometric, exact).
+        p_layer_matched: the same between random sets with as many heads in every layer as these have (exact).
+        coefficient: shared / the smaller selection.
+        weighted_jaccard: of |scores|, scaled to sum 1 in each table.
+        rbo: rank-biased overlap of the two whole rankings (p = 0.9, so about the first ten ranks matter).
     """
 
     n: int
@@ -43,6 +51,10 @@ class Comparison:
     a_in_b: float
     b_in_a: float
     p: float
+    p_layer_matched: float
+    coefficient: float
+    weighted_jaccard: float
+    rbo: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and tables."""
@@ -59,8 +71,11 @@ def compare(a: HeadTable, b: HeadTable, *, rule: str, allow_basis_mismatch: bool
     ]
     rows_a = np.array([pair[0] for pair in pairs], dtype=np.intp)
     rows_b = np.array([pair[1] for pair in pairs], dtype=np.intp)
-    heads_a, heads_b = a.rows(rows_a).select(rule), b.rows(rows_b).select(rule)
+    left, right = a.rows(rows_a), b.rows(rows_b)
+    heads_a, heads_b = left.select(rule), right.select(rule)
     both = set(heads_a) & set(heads_b)
+    population = dict(Counter(left["layer"].tolist()))
+    sets = overlap.of_sets(heads_a, heads_b, population)
     return Comparison(
         n=len(pairs),
         pearson=stats.pearson(a["score"][rows_a], b["score"][rows_b]),
@@ -69,11 +84,20 @@ def compare(a: HeadTable, b: HeadTable, *, rule: str, allow_basis_mismatch: bool
         heads_a=heads_a,
         heads_b=heads_b,
         shared=tuple(head for head in heads_a if head in both),
-        jaccard=stats.jaccard(heads_a, heads_b),
-        a_in_b=stats.containment(heads_a, heads_b),
-        b_in_a=stats.containment(heads_b, heads_a),
-        p=stats.hypergeometric_overlap_p(len(both), len(heads_a), len(heads_b), len(pairs)),
+        jaccard=sets.jaccard,
+        a_in_b=sets.a_in_b,
+        b_in_a=sets.b_in_a,
+        p=sets.p,
+        p_layer_matched=sets.p_layer_matched,
+        coefficient=sets.coefficient,
+        weighted_jaccard=overlap.weighted_jaccard(a["score"][rows_a], b["score"][rows_b]),
+        rbo=overlap.rank_biased_overlap(_ranking(left), _ranking(right)),
     )
+
+
+def _ranking(table: HeadTable) -> list[tuple[int, int]]:
+    keys = table.keys()
+    return [keys[row] for row in np.argsort(table["rank"], kind="stable")]
 
 
 def _check_comparable(a: HeadTable, b: HeadTable, allow_basis_mismatch: bool) -> None:
