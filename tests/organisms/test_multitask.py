@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
@@ -22,6 +23,7 @@ import train_multitask_data as training_data  # pyright: ignore[reportMissingImp
 
 FOLDER = Path(organisms.__file__).parent / "data" / "multitask"
 CARD = organisms.card("multitask")
+CHANCE = {"ioi": 1 / 2, "colored_objects": 1 / 3, "docstring": 1 / 4}
 TRUTHS = {truth["data"]["task"]: truth for truth in CARD["truths"]}
 
 
@@ -93,29 +95,34 @@ def test_no_training_prompt_holds_a_held_out_combination(tokenizer):
 
 
 @pytest.mark.parametrize("name", checks.TASKS)
-def test_the_circuit_is_what_ablation_finds_on_the_prompts_it_is_about(model, name):
-    """On the data of the claim itself, which are not the prompts that the card's figures were measured on."""
+def test_the_package_finds_the_circuit_on_prompts_the_card_was_not_measured_on(model, name):
     truth = TRUTHS[name]
-    block = {key: value for key, value in truth["data"].items() if key != "task"}
-    pairs = circuits.task(name, model, **block)
+    pairs = circuits.task(name, model, 48, split="held_out", corruption=truth["data"]["corruption"], seed=17)
     lost = -wb.ablation(model, pairs, edit="mean", controls=0, bootstrap=10).heads.matrix("normalised")
     named = {tuple(head) for head in truth["heads"]}
     optional = {tuple(head) for head in truth["optional"]}
+    others = [head for head in checks.every_head(model.hf) if head not in named | optional]
     assert named
     assert not named & optional
-    others = [head for head in checks.every_head(model.hf) if head not in named | optional]
-    assert min(lost[head] for head in named) > max(lost[head] for head in others)
+    assert len(others) >= 8
+    assert np.mean([lost[head] > lost[other] for head in named for other in others]) > 0.9  # AUROC
 
 
 @pytest.mark.parametrize("name", checks.TASKS)
-def test_without_its_circuit_a_task_is_gone_and_random_heads_do_less(raw, tokenizer, name):
+def test_without_its_circuit_a_task_is_gone_and_with_nothing_else_it_is_not(raw, tokenizer, name):
     truth, causal = TRUTHS[name], CARD["causal"][name]
     data = circuits.task(name, tokenizer, 100, split="held_out", seed=8)
-    whole = checks.figures(raw, data)["logit_diff"]
-    left = checks.figures(raw, data, [tuple(head) for head in truth["heads"]])["logit_diff"] / whole
-    assert left < 0.3
-    assert left == pytest.approx(causal["circuit_ablated"]["logit_diff_left"], abs=0.1)
-    assert left < causal["random_heads_ablated"]["logit_diff_left"] - 0.2
+    share = checks.Share(raw, data)
+    heads = [tuple(head) for head in truth["heads"]]
+    spared = [*heads, *(tuple(head) for head in truth["optional"])]
+    without = share.left(heads)
+    assert without == pytest.approx(causal["circuit_ablated"]["share_left"], abs=0.15)
+    assert without < causal["random_heads_ablated"]["share_left"] - 0.3
+    if name in CHANCE:  # for greater-than, any late year is right more often than not
+        assert checks.figures(raw, data, heads)["accuracy"] < CHANCE[name] + 0.15
+    else:
+        assert without < 0.3
+    assert share.left([head for head in checks.every_head(raw) if head not in spared]) > 0.7
 
 
 def test_plain_hooks_and_the_package_agree_on_an_ablation(raw, model, tokenizer):

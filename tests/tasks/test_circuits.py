@@ -197,12 +197,12 @@ def test_training_never_holds_a_combination_that_is_held_out(name):
     assert not any(map(is_held_out, train))
 
 
-def test_in_training_no_thing_in_the_description_has_a_held_out_colour():
+def test_in_training_no_prompt_holds_a_thing_and_a_colour_that_are_held_out_together():
     tokenizer = word_tokenizer("colored_objects")
     for pair in circuits.colored_objects(tokenizer, 60, split="train"):
-        for i in (1, 2, 3):
-            at = [pair.clean[pair.spans[f"{kind}{i}"][0]] for kind in "OC"]
-            assert not is_held_out(as_words(tokenizer, at))
+        at = {kind: [pair.clean[pair.spans[f"{kind}{i}"][0]] for i in (1, 2, 3)] for kind in "OC"}
+        for combination in itertools.product(at["O"], at["C"]):
+            assert not is_held_out(as_words(tokenizer, combination))
 
 
 def test_both_orders_and_all_phrasings_occur_and_a_prefix_moves_everything():

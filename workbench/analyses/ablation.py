@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from workbench import stats
-from workbench.analyses.base import Analysis, Finding, Params, Result
+from workbench.analyses.base import KNOWN, Analysis, Finding, Params, Result
 from workbench.errors import InputError
 from workbench.tables import HeadTable
 
@@ -203,5 +203,5 @@ ANALYSIS = Analysis(
     data_kind="pairs",
     requires=("head_axis_ok", "head_ablation_ok"),
     run=run,
-    finds=(Finding("circuit", {"edit": "mean", "controls": 0, "bootstrap": 100}, magnitude=True),),
+    finds=(Finding("circuit", {"edit": "mean", "controls": 0, "bootstrap": 100}, magnitude=True, how=KNOWN),),
 )

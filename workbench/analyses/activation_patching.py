@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from workbench.analyses import pair_effects as pairs
-from workbench.analyses.base import Analysis, Finding, Result
+from workbench.analyses.base import KNOWN, Analysis, Finding, Result
 from workbench.errors import CapabilityError
 
 if TYPE_CHECKING:
@@ -173,5 +173,5 @@ ANALYSIS = Analysis(
     data_kind="pairs",
     requires=("head_ablation_ok",),
     run=run,
-    finds=(Finding("circuit", {"direction": "noising", "bootstrap": 100}, magnitude=True),),
+    finds=(Finding("circuit", {"direction": "noising", "bootstrap": 100}, magnitude=True, how=KNOWN),),
 )

@@ -77,6 +77,10 @@ class Result:
         return self.heads._repr_html_()
 
 
+# How a circuit came to be known, other than by one analysis having found it: that is no truth to hold another to.
+KNOWN = ("planted", "trained in")
+
+
 @dataclass(frozen=True)
 class Finding:
     """A kind of head that an analysis claims to find, so that `workbench certify` can hold it to models that have it.

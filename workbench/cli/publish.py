@@ -1,4 +1,4 @@
-"""`workbench export`, `compare` and `plot`: from artifacts to what goes into a paper or a mail."""
+"""`workbench export` and `compare`: from artifacts to what goes into a paper or a mail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ _STATISTICS = {"jaccard": 1.0, "weighted_jaccard": 1.0, "rbo": 1.0, "spearman": 
 def register(app: typer.Typer) -> None:
     app.command("export", short_help="Write a table as CSV, Parquet, LaTeX, ...")(export)
     app.command("compare", short_help="Overlap of head sets, with significance.")(compare)
-    app.command("plot", short_help="Draw the heads of a result.")(plot)
 
 
 def export(
@@ -88,10 +87,10 @@ def compare(
     if len(refs) < 2:
         raise InputError(f"compare needs two results or more, but got only {refs[0]!r}.")
     place = Store(store)
-    tables = {ref: _head_table(ref, place) for ref in refs}
+    tables = {ref: head_table(ref, place) for ref in refs}
     if len(tables) < 2:
         raise InputError(f"compare needs two different results, but got {refs[0]!r} twice.")
-    found = [_pair(a, b, tables, rule, any_basis) for a, b in combinations(tables, 2)]
+    found = [pair(a, b, tables, rule, any_basis) for a, b in combinations(tables, 2)]
     names = list(tables)
     tabled = {name: _matrix(name, names, found) for name in _STATISTICS} if matrix else {}
     if as_json:
@@ -116,35 +115,6 @@ def compare(
         emit_facts({"shared": share, "rows are": c["rows_are"]}, indent="  ")
 
 
-def plot(
-    ref: RefArgument,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help=".html, .png, .svg or .pdf; default NAME-vN.html here.")
-    ] = None,
-    column: Annotated[str, typer.Option(help="Column of the head table that colours the cells.")] = "score",
-    kind: Annotated[str, typer.Option(help="heatmap (layer x head) or bars (best heads).")] = "heatmap",
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    _debug: DebugOption = False,
-) -> None:
-    """Draw the heads of REF; the HTML file needs no network."""
-    from workbench.store import Store
-
-    if kind not in ("heatmap", "bars"):
-        raise InputError(f"There is no plot {kind!r}; choose heatmap or bars.{did_you_mean(kind, ('heatmap', 'bars'))}")
-    artifact = Store(store)[ref]
-    table = _heads(artifact)
-    from workbench import plots
-
-    figure = plots.heads(table, column=column) if kind == "heatmap" else plots.bars(table)
-    path = output or Path(f"{artifact.name.replace('/', '-')}-v{artifact.version}.html")
-    plots.write(figure, path)
-    if as_json:
-        emit_json({"path": str(path), "ref": artifact.ref})
-    else:
-        emit(str(path))
-
-
 def _table(artifact: Artifact, name: str, *, unredacted: bool) -> Any:
     """A table of an artifact: the head table as what it is, others as pyarrow tables, without sensitive texts."""
     from workbench.export.withhold import withhold
@@ -156,11 +126,12 @@ def _table(artifact: Artifact, name: str, *, unredacted: bool) -> Any:
             f"It has: {', '.join(sorted(known)) or 'none'}."
         )
     if name == "heads":
-        return _heads(artifact)
+        return heads(artifact)
     return artifact.table(name) if unredacted else withhold(artifact.table(name))
 
 
-def _heads(artifact: Artifact) -> HeadTable:
+def heads(artifact: Artifact) -> HeadTable:
+    """The head table of an artifact."""
     from workbench.tables import HeadTable
 
     if "heads.parquet" not in artifact.files():
@@ -168,7 +139,7 @@ def _heads(artifact: Artifact) -> HeadTable:
     return HeadTable.from_arrow(artifact.table("heads"))
 
 
-def _head_table(ref: str, store: Store) -> HeadTable:
+def head_table(ref: str, store: Store) -> HeadTable:
     """The head table of a reference, or of a published file named `wu:PATH` or `duo:PATH`."""
     kind, colon, path = ref.partition(":")
     if colon and kind in _PUBLISHED:
@@ -177,10 +148,11 @@ def _head_table(ref: str, store: Store) -> HeadTable:
         return published.read_wu_json(path) if kind == "wu" else published.read_duo_tsv(path)
     if colon and kind != "sha256" and "@" not in kind:
         raise InputError(f"{ref!r} is no published file; write wu:FILE.json or duo:FILE.tsv.")
-    return _heads(store[ref])
+    return heads(store[ref])
 
 
-def _pair(a: str, b: str, tables: dict[str, HeadTable], rule: str, any_basis: bool) -> dict[str, Any]:
+def pair(a: str, b: str, tables: dict[str, HeadTable], rule: str, any_basis: bool) -> dict[str, Any]:
+    """Agreement of two of the tables, as plain values."""
     left, right = tables[a], tables[b]
     if left.row_kind != right.row_kind:  # gates are per kv group: the best head stands for its group
         n_groups = (left if left.row_kind == "kv_group" else right).n_heads

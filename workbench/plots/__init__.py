@@ -1,12 +1,30 @@
-"""Figures as return values: heatmaps of heads, ranked bars, needle grids, ablation curves.
+"""Figures as return values: heatmaps of heads, ranked bars, curves, needle grids, overlaps, graphs, maps over pictures.
 
 Every function takes a table and gives a plotly figure; nothing is shown, saved or set as a default on the way, and
 plotly is imported only when a figure is made. `write` is the one place that makes a file. It must never know a model or
 an analysis.
 """
 
+from workbench.plots.agreement import faithfulness, roc, scatter
 from workbench.plots.files import write
 from workbench.plots.heatmap import grid, heads
+from workbench.plots.image_attention import image_attention, overlay
+from workbench.plots.network import graph
 from workbench.plots.series import bars, curves
+from workbench.plots.sets import matrix, upset
 
-__all__ = ["bars", "curves", "grid", "heads", "write"]
+__all__ = [
+    "bars",
+    "curves",
+    "faithfulness",
+    "graph",
+    "grid",
+    "heads",
+    "image_attention",
+    "matrix",
+    "overlay",
+    "roc",
+    "scatter",
+    "upset",
+    "write",
+]

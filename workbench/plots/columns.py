@@ -19,16 +19,8 @@ def take(data: Any, *names: str, optional: tuple[str, ...] = ()) -> dict[str, np
     Raises:
         InputError: a column is missing, or `data` is no table.
     """
-    if hasattr(data, "column_names"):  # pyarrow
-        table = {name: data.column(name).to_pylist() for name in data.column_names}
-    elif hasattr(data, "columns") and hasattr(data, "__getitem__"):  # pandas, HeadTable
-        table = {str(name): data[name] for name in data.columns}
-    elif isinstance(data, Mapping):
-        table = dict(data)
-    elif isinstance(data, (list, tuple)) and all(isinstance(row, Mapping) for row in data):
-        keys = dict.fromkeys(key for row in data for key in row)
-        table = {key: [row.get(key) for row in data] for key in keys}
-    else:
+    table = every(data)
+    if table is None:
         raise InputError(f"A {type(data).__name__} cannot be drawn; give a table with columns {', '.join(names)}.")
     for name in names:
         if name not in table:
@@ -36,6 +28,20 @@ def take(data: Any, *names: str, optional: tuple[str, ...] = ()) -> dict[str, np
                 f"The table to draw has no column {name!r}.{did_you_mean(name, table)} Columns: {', '.join(table)}."
             )
     return {name: np.asarray(table[name]) for name in (*names, *optional) if name in table}
+
+
+def every(data: Any) -> dict[str, Any] | None:
+    """All columns of a table as they are, None when `data` is no table."""
+    if hasattr(data, "column_names"):  # pyarrow
+        return {name: data.column(name).to_pylist() for name in data.column_names}
+    if hasattr(data, "columns") and hasattr(data, "__getitem__"):  # pandas, HeadTable
+        return {str(name): data[name] for name in data.columns}
+    if isinstance(data, Mapping):
+        return dict(data)
+    if isinstance(data, (list, tuple)) and all(isinstance(row, Mapping) for row in data):
+        keys = dict.fromkeys(key for row in data for key in row)
+        return {key: [row.get(key) for row in data] for key in keys}
+    return None
 
 
 def numbers(name: str, values: np.ndarray) -> np.ndarray:

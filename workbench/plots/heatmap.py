@@ -41,7 +41,7 @@ def heads(
     grid = table.matrix(column)
     letter = "kv group" if table.row_kind == "kv_group" else "head"
     unit = f" ({table.meta['unit']})" if column == "score" and table.meta["unit"] else ""
-    fig = _heatmap(
+    fig = cells(
         grid,
         x=list(range(table.n_heads)),
         y=list(range(table.n_layers)),
@@ -80,7 +80,7 @@ def grid(
     hover = np.array(
         [
             [
-                f"{escape(x)} {across[j]:g}<br>{escape(y)} {down[i]:g}<br>{escape(value)} {_number(mean[i, j])}<br>"
+                f"{escape(x)} {across[j]:g}<br>{escape(y)} {down[i]:g}<br>{escape(value)} {number(mean[i, j])}<br>"
                 f"n {int(count[i, j])}"
                 for j in range(len(across))
             ]
@@ -89,7 +89,7 @@ def grid(
         dtype=object,
     ).reshape(mean.shape)
     within_one = not np.isnan(mean).all() and np.nanmin(mean) >= 0 and np.nanmax(mean) <= 1
-    fig = _heatmap(
+    fig = cells(
         mean,
         x=[f"{place:g}" for place in across],
         y=[f"{place:g}" for place in down],
@@ -108,7 +108,7 @@ def grid(
     return fig
 
 
-def _heatmap(
+def cells(
     values: np.ndarray,
     *,
     x: list[Any],
@@ -118,6 +118,7 @@ def _heatmap(
     scale: colours.Scale,
     limits: tuple[float, float] | None = None,
 ) -> go.Figure:
+    """A heatmap whose undefined cells are hatched; `hover` has a text for each."""
     import plotly.graph_objects as go
 
     low, high, stops = colours.scale(values, scale)
@@ -200,17 +201,17 @@ def _head_hover(table: HeadTable, column: str) -> np.ndarray:
         if not kv and value["kv_group"] >= 0:
             lines.append(f"kv group {value['kv_group']}")
         if column not in _HOVER:
-            lines.append(f"{escape(column)} {_number(float(value[column]))}")
+            lines.append(f"{escape(column)} {number(float(value[column]))}")
         for name, label in _HOVER.items():
             if not np.isnan(value[name]):
-                upper = f" to {_number(value['ci_high'])}" if name == "ci_low" else ""
-                lines.append(f"{label} {_number(value[name])}{upper}")
+                upper = f" to {number(value['ci_high'])}" if name == "ci_low" else ""
+                lines.append(f"{label} {number(value[name])}{upper}")
         lines.append(f"status: {escape(str(value['status']))}")
         texts[value["layer"], index[row]] = "<br>".join(lines)
     return texts
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{value:.4g}"
 
 

@@ -32,7 +32,7 @@ from workbench.analyses.attribution.check import spot_check
 from workbench.analyses.attribution.params import AttributionParams
 from workbench.analyses.attribution.score import Work
 from workbench.analyses.attribution.tables import edges_table, heads_table, nodes_table
-from workbench.analyses.base import Analysis, Finding, Result
+from workbench.analyses.base import KNOWN, Analysis, Finding, Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,5 +114,5 @@ ANALYSIS = Analysis(
     data_kind="pairs",
     requires=("head_ablation_ok",),
     run=run,
-    finds=(Finding("circuit", {"bootstrap": 100}, magnitude=True, min_auroc=0.85),),
+    finds=(Finding("circuit", {"bootstrap": 100}, magnitude=True, min_auroc=0.85, how=KNOWN),),
 )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.analyses.base import Analysis, Finding, Result
+from workbench.analyses.base import KNOWN, Analysis, Finding, Result
 from workbench.analyses.circuit.graph import CircuitGraph, Edge, Node
 from workbench.analyses.circuit.params import CircuitParams, FaithfulnessParams
 
@@ -213,6 +213,7 @@ def _convention(params: CircuitParams) -> str:
     return f"paths between {nodes}; all other heads frozen to the clean run, MLPs {mlps}; all positions"
 
 
+_BARE = {"faithfulness": None, "roles": False, "bootstrap": 100}  # the search alone
 ANALYSIS = Analysis(
     name="circuit",
     paper="Merullo, Eickhoff, Pavlick 2024, arXiv 2310.08744",
@@ -220,5 +221,8 @@ ANALYSIS = Analysis(
     data_kind="pairs",
     requires=("head_ablation_ok",),
     run=run,
-    finds=(Finding("circuit", magnitude=True), Finding("direct", column="direct", magnitude=True)),
+    finds=(
+        Finding("circuit", _BARE, magnitude=True, how=KNOWN),
+        Finding("direct", _BARE, column="direct", magnitude=True, how=KNOWN),
+    ),
 )

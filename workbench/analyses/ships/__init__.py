@@ -59,5 +59,5 @@ ANALYSIS = Analysis(
     data_kind="prompts",
     requires=("head_axis_ok", "head_ablation_ok"),
     run=run,
-    finds=(Finding("refusal", {"score": "difference"}),),
+    finds=(Finding("refusal", {"score": "difference", "controls": 0, "bootstrap": 100}),),
 )

@@ -1,0 +1,31 @@
+"""Parameters of where the model looks; the papers' values are the defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workbench.analyses.base import PromptParams
+
+Method = Literal["attention", "relative", "gradient"]
+GENERAL = "Describe the image."
+
+
+class ImageAttentionParams(PromptParams):
+    """Attributes:
+    region: what a head should look at: what the question is `about`, or all `objects` whose regions are known.
+    methods: maps to make at `layer`: the mean over heads of the attention (`attention`); that over the same for a
+        general prompt (`relative`); the mean of attention times its positive gradient (`gradient`).
+    layer: of the maps; null is the paper's layer 14 of 32, in proportion.
+    general: the prompt that `relative` compares with; `template` goes around it.
+    batch_size: images at once.
+    bootstrap: resamples for the intervals.
+    """
+
+    region: Literal["about", "objects"] = "about"
+    methods: tuple[Method, ...] = ("attention", "relative", "gradient")
+    layer: int | None = Field(default=None, ge=0)
+    general: str = GENERAL
+    batch_size: int = Field(default=8, ge=1)
+    bootstrap: int = Field(default=1000, ge=1)
