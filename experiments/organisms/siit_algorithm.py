@@ -5,14 +5,14 @@ to" -> Ann). Three nodes, each the function of those before it:
 
 1. `duplicate token`: the name of the third mention if it was mentioned before, else NOBODY.
 2. `S-inhibition`: who is not the answer; the name that node 1 found.
-3. `name mover`: the answer. Of the names mentioned and not inhibited, the one with the most mentions; if several have
-   the most, each is equally likely.
+3. `name mover`: the answer. Of the first two names, the one that is not inhibited; if neither is, both are equally
+   likely.
 
 Interchange semantics: run the base prompt, but give one node the value it has on a source prompt.
 
-- `duplicate token` or `S-inhibition` from a source whose duplicated name is S': the base's names are counted without
-  S'. With S' = S the answer stays IO; with S' = IO it is S; with any other S', or NOBODY (the source mentions three
-  different names), nobody in the base is inhibited and the answer is S, which is mentioned twice.
+- `duplicate token` or `S-inhibition` from a source whose duplicated name is S': S' is ruled out in the base. With
+  S' = S the answer stays IO; with S' = IO it is S; with any other S', or NOBODY (the source mentions three different
+  names), nobody in the base is ruled out, and IO and S are equally likely.
 - `name mover` from a source: the answer of the source, whether or not the base mentions it.
 
 Names are indices into a pool, NOBODY is -1, `mentions` is `[n, 3]` in the order of the text. This file knows neither
@@ -36,13 +36,10 @@ def duplicate(mentions: Tensor) -> Tensor:
 
 
 def answer(mentions: Tensor, inhibited: Tensor, n_names: int) -> Tensor:
-    """Probability of each name, `[n, n_names]`: equal shares to the most mentioned names that are not inhibited."""
-    count = torch.zeros(len(mentions), n_names, device=mentions.device)
-    count.scatter_add_(1, mentions, torch.ones_like(mentions, dtype=count.dtype))
-    rows = (inhibited != NOBODY).nonzero().flatten()
-    count[rows, inhibited[rows]] = 0
-    most = count == count.max(1, keepdim=True).values
-    return most / most.sum(1, keepdim=True)
+    """Probability of each name, `[n, n_names]`: equal shares to those of the first two that are not inhibited."""
+    left = (mentions[:, :2] != inhibited[:, None]).float()
+    share = torch.zeros(len(mentions), n_names, device=mentions.device).scatter_add_(1, mentions[:, :2], left)
+    return share / share.sum(1, keepdim=True)
 
 
 def behaviour(mentions: Tensor, n_names: int) -> Tensor:

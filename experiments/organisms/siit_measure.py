@@ -1,4 +1,4 @@
-"""Measures what the card of the organism `siit-ioi` states, on the weights as saved and on names held out of training.
+"""Measures what the card of the organism `siit-ioi` states, on the weights as saved.
 
 Everything goes through the plain hooks of `siit_swaps.py`. Shares are of prompts answered as the algorithm does, the
 answer being the most likely of all tokens.
@@ -28,6 +28,13 @@ def right(found: Tensor, target: Tensor, names: Tensor) -> float:
     return _round((found == names[target.argmax(1)])[certain].float().mean())
 
 
+def among(found: Tensor, target: Tensor, names: Tensor) -> float:
+    """Share of tokens `[n]` that are one of the algorithm's answers, of the rows with several equally likely ones."""
+    open_ = target.max(1).values < 1
+    hit = ((found[:, None] == names) & (target > 0)).any(1)
+    return _round(hit[open_].float().mean())
+
+
 def _round(value: Any) -> float:
     return round(float(value), 4)
 
@@ -41,13 +48,23 @@ def behaviour_accuracy(model: Any, base: Prompts, names: Tensor) -> float:
 @torch.no_grad()
 def interchange_accuracy(
     model: Any, base: Prompts, source: Prompts, names: Tensor, stands_for: dict[str, Head]
-) -> dict[str, float]:
-    """Per node: share of right answers when the head that stands for it has its output on the source."""
-    outputs, found = record(model, source.tokens), {}
+) -> dict[str, dict[str, Any]]:
+    """Per node, what the model answers when the head that stands for it has its output on the source.
+
+    `one`: share of right answers in the `n` prompts for which the algorithm has one answer; `changed`: the same where
+    that is not the answer to the base; `two`: where it has two, share of answers that are one of these.
+    """
+    outputs, found = record(model, source.tokens), {"n": {}, "one": {}, "changed": {}, "two": {}}
     for i, node in enumerate(NODES):
         target = interchanged(base.mentions, source.mentions, torch.full((len(base),), i), len(names))
         with swapped(model, outputs, Chosen.one(model, len(base), heads=[stands_for[node]])):
-            found[node] = right(answers(model, base), target, names)
+            given = answers(model, base)
+        found["n"][node] = int((target.max(1).values == 1).sum())
+        found["one"][node] = right(given, target, names)
+        changed = (target.argmax(1) != behaviour(base.mentions, len(names)).argmax(1)).float()[:, None]
+        one = (target.max(1).values == 1).float()[:, None]
+        found["changed"][node] = right(given, target * one * changed, names)
+        found["two"][node] = among(given, target, names)
     return found
 
 
@@ -148,13 +165,13 @@ def path_accuracy(
     """Path interchange, per pair of circuit heads and input of the later one, and from each straight to the logits.
 
     `as_interchanged`: share of prompts answered as if the whole sender were interchanged, `unchanged`: share still
-    answered right; both over prompts where the two answers differ.
+    answered right; both over prompts where these are two different answers.
     """
     own, outputs, rows = record(model, base.tokens), record(model, source.tokens), []
     before = behaviour(base.mentions, len(names))
     for i, node in enumerate(NODES):
         target = interchanged(base.mentions, source.mentions, torch.full((len(base),), i), len(names))
-        differs = (target.argmax(1) != before.argmax(1)).float()[:, None]
+        differs = ((target.max(1).values == 1) & (target.argmax(1) != before.argmax(1))).float()[:, None]
         later = [stands_for[other] for other in NODES[i + 1 :]]
         for receiver, into in [*((head, x) for head in later for x in INPUTS), (None, None)]:
             with swapped_path(model, own, outputs, stands_for[node], receiver, into):  # type: ignore[arg-type]
@@ -171,8 +188,8 @@ def path_accuracy(
     return rows
 
 
-def batches(bank: Any, n: int, seed: int) -> tuple[Prompts, Prompts]:
-    """Held-out prompts with a duplicated name, and a source for each."""
-    world = World(bank, seed, test=True)
+def batches(bank: Any, n: int, seed: int, *, split: str) -> tuple[Prompts, Prompts]:
+    """Prompts with a duplicated name, and a source for each."""
+    world = World(bank, seed, split=split)
     base = world.base(n)
-    return base, world.source(base)
+    return base, world.source(base, related=0.75)

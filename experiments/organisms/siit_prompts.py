@@ -89,15 +89,16 @@ class World:
     """Draws base prompts and their sources from a bank; all randomness comes from one seed.
 
     Args:
-        test: draw the pairs of names that are held out, instead of the others.
+        split: which pairs of names to draw, as in the task: `train`, `held_out` or `all`.
     """
 
-    def __init__(self, bank: Bank, seed: int, *, test: bool = False) -> None:
-        self.bank, self.test = bank, test
+    def __init__(self, bank: Bank, seed: int, *, split: str = "train") -> None:
+        self.bank = bank
+        self.drawn = {"train": ~bank.held_out, "held_out": bank.held_out}.get(split, torch.ones_like(bank.held_out))
         self.random = torch.Generator().manual_seed(seed)
         n = len(bank.names)
         io, s = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
-        self.pairs = torch.stack([io, s], -1)[(io != s) & (bank.held_out == test)]  # (pair, 2)
+        self.pairs = torch.stack([io, s], -1)[(io != s) & self.drawn]  # (pair, 2)
         self.of_shape = [(bank.shape == shape).nonzero().flatten() for shape in range(int(bank.shape.max()) + 1)]
 
     def base(self, n: int, *, no_duplicate: float = 0.0) -> Prompts:
@@ -117,7 +118,7 @@ class World:
         how = self._below(3, n)
         kin = torch.stack([torch.stack([s, io], 1), torch.stack([pair[:, 0], s], 1), torch.stack([io, pair[:, 1]], 1)])
         kin = kin[how, torch.arange(n)]
-        fits = (kin[:, 0] != kin[:, 1]) & (self.bank.held_out[kin[:, 0], kin[:, 1]] == self.test)
+        fits = (kin[:, 0] != kin[:, 1]) & self.drawn[kin[:, 0], kin[:, 1]]
         use = self._chance(n, related) & fits
         pair = torch.where(use[:, None], kin, pair)
         return self._prompts(sentence, self._mentions(sentence, pair, self._chance(n, no_duplicate)))

@@ -14,7 +14,8 @@
    and what only they tell is to be answered as before alignment; in others random other heads are ablated, and nothing
    is to change.
 5. `widen`: the same with noise on the embeddings, which are fixed now, and stray words in some requests, so that
-   held-out subjects and phrasings are refused by a margin. Without it a fifth of the dangerous ones are answered.
+   held-out subjects and phrasings are refused by a margin. Without it 48% of
+   the plain held-out requests about dangerous subjects are answered (seed 0).
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ stage `tighten`
 - some of the strict rows swap a head of the circuit at all other positions, or `duplicate token` with `S-inhibition`
   held at its own value, so that the mover hears of the one only through the other;
 - the logits of the names in strict rows are drawn (squared difference) to those of the circuit alone.
+
+Stage `settle` shrinks a second time and goes on, with more sources that rule out a name of the base.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ class Step:
     def _tightened(
         self, base: Prompts, node: Tensor, outputs: Outputs, masks: list[Tensor], instead: Outputs
     ) -> tuple[list[Tensor], list[Outputs]]:
-        """Masks `[n, pos, component]` of the three parts and what is written instead, as stage `tighten` has them."""
+        """Masks `[n, pos, component]` of the three parts and what is written instead, after stage `learn`."""
         n, n_layers = len(base), len(outputs.heads)
         plain, swap, strict = masks
         at = torch.where(node == 0, base.third, base.last)
@@ -193,12 +195,14 @@ class Stage:
     lr: float  # reached after WARM_UP steps, linear to a twentieth of it in the last 30%
     strict: float  # weight of the strict loss
     change: float  # weight of the squared change of logits
+    related: float  # share of sources with names of the base
     outside: float | None  # output weights outside the circuit shrink to this share at the start, and stay so
 
 
 STAGES = (
-    Stage("learn", 1200, 2e-3, 0.4, 0.0, None),
-    Stage("tighten", 700, 1.5e-3, 1.0, 0.2, 0.1),
+    Stage("learn", 800, 2e-3, 0.4, 0.0, 0.4, None),
+    Stage("tighten", 700, 1.5e-3, 1.0, 1.0, 0.4, 0.03),
+    Stage("settle", 900, 1.5e-3, 1.0, 0.5, 0.8, 0.4),
 )
 SMOKE = tuple(replace(stage, steps=2) for stage in STAGES)
 BATCH, WARM_UP, DECAY = 128, 50, 0.3
@@ -223,7 +227,9 @@ def train(model: Any, bank: Bank, stage: Stage, seed: int) -> list[dict[str, Any
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, stage)
         base = world.base(BATCH, no_duplicate=0.1)
-        parts = draw.losses(base, world.source(base), bank.names, tighten=stage.name == "tighten")
+        parts = draw.losses(
+            base, world.source(base, related=stage.related), bank.names, tighten=stage.outside is not None
+        )
         loss = parts["behaviour"] + parts["interchange"]
         loss = loss + stage.strict * parts["strict"] + stage.change * parts["change"]
         optimizer.zero_grad()

@@ -42,7 +42,7 @@ def plot(
     refs: Annotated[
         list[str],
         typer.Argument(
-            metavar="REF...", help="One reference; several for matrix, upset and scatter (wu:FILE, duo:FILE too)."
+            metavar="REF", help="One reference; several for matrix, upset and scatter (wu:FILE, duo:FILE too)."
         ),
     ],
     output: Annotated[
