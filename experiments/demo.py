@@ -15,7 +15,14 @@ from workbench.cli import main as workbench
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out"
 STORIES = ROOT.parent / "shared" / "models" / "stories260K"
-SPECS = {"retrieval/organism": "retrieval.yaml", "ablation/organism": "ablation.yaml"}
+SPECS = {
+    "retrieval/organism": "retrieval.yaml",
+    "ablation/organism": "ablation.yaml",
+    "ships/refusal": "ships.yaml",
+    "vhd/captions": "vhd.yaml",
+    "circuit/planted-ioi": "circuit-planted.yaml",
+    "sae_circuits/planted-ioi": "sae-circuits.yaml",
+}
 
 
 def do(*words: str | Path) -> None:
@@ -40,7 +47,9 @@ def main() -> None:
         for kind, ending in [("csv", "csv"), ("latex", "tex"), ("md", "md")]:
             do("export", name, "--format", kind, "-o", f"{stem}.{ending}")
         do("plot", name, "-o", f"{stem}.html")
-    do("compare", *[name for name in specs if name.endswith("/organism")], "--rule", "top 4")
+    do("compare", "retrieval/organism", "ablation/organism", "--rule", "top 4")
+    do("plot", "circuit/planted-ioi", "--kind", "graph", "-o", OUT / "circuit-graph.html")
+    do("certify", "--organism", "planted-ioi")
     do("ls")
     do("fsck")
     print(f"\nTables and plots are in {OUT}; the artifacts, which nothing overwrites, are in the store listed above.")
