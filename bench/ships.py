@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,6 +68,7 @@ def timed(work: Callable) -> tuple[float, float, object]:
 def query_level(model, raw, tokens, args) -> None:
     import numpy as np
 
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the reference twin lives with the tests
     from tests.reference import ships as slow
     from workbench.primitives.sweep import Edit, Readout, all_heads, estimate, exactness, sweep
 

@@ -79,6 +79,40 @@ def figures(model: Any, data: PairDataset, ablated: Collection[Head] = ()) -> di
     return found
 
 
+class Share:
+    """What is left of the mean logit difference: 1 with every head in place, 0 with every head mean-ablated.
+
+    What all heads ablated leaves is guessing, which has a logit difference of its own (later years are likelier).
+    """
+
+    def __init__(self, model: Any, data: PairDataset) -> None:
+        self.model, self.data = model, data
+        self.whole, self.bare = (figures(model, data, h)["logit_diff"] for h in ((), every_head(model)))
+
+    def left(self, ablated: Collection[Head]) -> float:
+        """The share left without these heads."""
+        return (figures(self.model, self.data, ablated)["logit_diff"] - self.bare) / (self.whole - self.bare)
+
+
+def find_circuit(model: Any, data: PairDataset, *, keep: float) -> tuple[list[Head], dict[Head, float]]:
+    """A smallest set of heads that does `keep` of the task while all others are mean-ablated.
+
+    Backward elimination: of the heads still in place the one that costs least is ablated too, as long as `keep` of the
+    logit difference is left. Heads that stand in for each other are found although none of them costs much alone.
+    Returns the circuit and what each head of the model costs alone.
+    """
+    share = Share(model, data)
+    alone = {head: 1 - share.left([head]) for head in every_head(model)}
+    ablated: list[Head] = []
+    while len(ablated) < len(alone):
+        left = {head: share.left([*ablated, head]) for head in alone if head not in ablated}
+        best = max(left, key=lambda head: left[head])
+        if left[best] < keep:
+            break
+        ablated.append(best)
+    return [head for head in alone if head not in ablated], alone
+
+
 def accuracies(model: Any, tokenizer: Any, *, n: int = 200, seed: int = 1000) -> dict[str, dict[str, float]]:
     """`figures` of every task on held-out combinations."""
     return {name: figures(model, circuits.task(name, tokenizer, n, split="held_out", seed=seed)) for name in TASKS}

@@ -23,6 +23,7 @@ N_CTX = 48
 SHORTEST = 3  # words of a repeated sequence
 REVERSE = ("What", "color", "is", "the")  # stands before a sequence that is repeated backwards
 FORWARD = (":", "param")  # and before one that is repeated as it was
+MORE = {"colored_objects": 5}  # with fewer prompts it is learned by heart, and held-out ones suffer
 YEARS = words.YEARS[::3]  # 01, 04, ... 97: fewer years are learned sooner
 
 
@@ -76,7 +77,7 @@ class Examples:
     """Draws training examples."""
 
     def __init__(self, tokenizer: Any, *, n: int, seed: int) -> None:
-        """`n`: different prompts of each task."""
+        """`n`: different prompts of each task (times `MORE`)."""
         self.rng = random.Random(f"multitask-{seed}")
         self.bos: int = tokenizer.bos_token_id
         ids = tokenizer.convert_tokens_to_ids

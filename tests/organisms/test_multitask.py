@@ -98,7 +98,7 @@ def test_no_training_prompt_holds_a_held_out_combination(tokenizer):
 def test_the_package_finds_the_circuit_on_prompts_the_card_was_not_measured_on(model, name):
     truth = TRUTHS[name]
     pairs = circuits.task(name, model, 48, split="held_out", corruption=truth["data"]["corruption"], seed=17)
-    lost = -wb.ablation(model, pairs, edit="mean", controls=0, bootstrap=10).heads.matrix("normalised")
+    lost = -wb.ablation(model, pairs, edit="resample", controls=0, bootstrap=10).heads.matrix("normalised")
     named = {tuple(head) for head in truth["heads"]}
     optional = {tuple(head) for head in truth["optional"]}
     others = [head for head in checks.every_head(model.hf) if head not in named | optional]
