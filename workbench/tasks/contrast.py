@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Side = Literal["positive", "negative"]
-_PAD = 0  # any id will do: the mask takes it out
 _KEYS: dict[str, Side] = {"positives": "positive", "negatives": "negative"}
 
 
@@ -89,15 +88,10 @@ class ContrastDataset(Sequence[ContrastSample]):
 
     def batch(self, indices: Sequence[int] | None = None) -> PromptBatch:
         """These prompts (default: all), in this order, as tensors; shorter ones padded on the left."""
-        import torch
-
         chosen = self.samples if indices is None else [self.samples[i] for i in indices]
         if not chosen:
             raise InputError("A batch needs at least one prompt; add some to the dataset or name their indices.")
-        longest = max(sample.length for sample in chosen)
-        rows = [(_PAD,) * (longest - s.length) + s.tokens for s in chosen]
-        mask = [[column >= longest - s.length for column in range(longest)] for s in chosen]
-        return PromptBatch(torch.tensor(rows), torch.tensor(mask))
+        return PromptBatch.of([sample.tokens for sample in chosen])
 
     def digest(self) -> str:
         """`sha256:<64 hex>` over every prompt: two datasets with one digest are the same experiment."""

@@ -78,6 +78,16 @@ class PromptBatch:
         """Whether any position is padding."""
         return not bool(self.mask.all())
 
+    @classmethod
+    def of(cls, prompts: Sequence[tuple[int, ...]]) -> PromptBatch:
+        """Token ids of prompts, one or more, as tensors."""
+        import torch
+
+        longest = max(map(len, prompts))
+        rows = [(_PAD,) * (longest - len(tokens)) + tokens for tokens in prompts]
+        mask = [[column >= longest - len(tokens) for column in range(longest)] for tokens in prompts]
+        return cls(torch.tensor(rows), torch.tensor(mask))
+
 
 @dataclass(frozen=True)
 class PromptDataset(Sequence[PromptSample]):
@@ -114,14 +124,9 @@ class PromptDataset(Sequence[PromptSample]):
 
     def batch(self) -> PromptBatch:
         """All prompts, in order, as tensors; shorter ones padded on the left."""
-        import torch
-
         if not self.samples:
             raise InputError(f"The dataset {self.name!r} has no prompts to batch; add some.")
-        longest = max(sample.length for sample in self.samples)
-        rows = [(_PAD,) * (longest - s.length) + s.tokens for s in self.samples]
-        mask = [[column >= longest - s.length for column in range(longest)] for s in self.samples]
-        return PromptBatch(torch.tensor(rows), torch.tensor(mask))
+        return PromptBatch.of([sample.tokens for sample in self.samples])
 
     def digest(self) -> str:
         """`sha256:<64 hex>` over every prompt: two datasets with one digest are the same experiment."""

@@ -9,6 +9,7 @@ underneath, and knows how to go on after an interruption. It never ranks anythin
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -61,7 +62,7 @@ class Turned:
     null: Float[np.ndarray, "draw unit"]
 
 
-class Prompted:
+class Prompted(ABC):
     """A set of prompts, what the unablated model makes of them, and what any ablation does to that.
 
     Attributes:
@@ -109,11 +110,11 @@ class Prompted:
         for part in self._parts:
             part.remove()
 
+    @abstractmethod
     def _band(
         self, forks: Forks, units: Sequence[Unit], band: list[int], controls: int, stderr: bool
     ) -> dict[str, Tensor]:
         """The fields of `Turned` for the units numbered in `band`; each kind of score has its own."""
-        raise NotImplementedError
 
     def _forks(self, group: Sequence[Head]) -> Forks:
         method = self.method
