@@ -34,6 +34,17 @@ def test_computes_what_the_raw_model_computes(arch: str):
     assert model.device.type == "cpu" and model.dtype == torch.float32 and model.basis == "raw"
 
 
+def test_gelu_is_one_kernel_and_the_same_function():
+    from transformers.activations import NewGELUActivation
+
+    model, raw = load_model(tiny_hf("gpt2").double(), name="double", probe=False), tiny_hf("gpt2").double()
+    kinds = [{type(module) for module in hf.modules()} for hf in (model.hf, raw)]
+    assert NewGELUActivation not in kinds[0] and NewGELUActivation in kinds[1]
+    tokens = torch.randint(4, 64, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(model.bridge(tokens), raw(tokens).logits, atol=1e-12, rtol=1e-12)
+
+
 def test_heads_share_kv_groups_in_order():
     model = tiny("llama")
     assert (model.n_kv_heads, [model.kv_group(h) for h in range(4)]) == (2, [0, 0, 1, 1])

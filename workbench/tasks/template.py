@@ -48,3 +48,22 @@ def frame(model_or_tokenizer: Any, template: str | None) -> Frame:
     if not isinstance(text, str) or text.count(slot) != 1:
         raise InputError(f"template must be 'chat' or text with {{prompt}} in it once, not {template!r}.")
     return Frame(*text.split(slot))
+
+
+def framed_tokens(model: Any, text: Any, around: Frame, *, where: str) -> tuple[int, ...]:
+    """Token ids of a prompt with what surrounds it.
+
+    Raises:
+        InputError: it is blank, no text, all of it is dropped by the tokenizer, or longer than the model's context.
+    """
+    from workbench.models import encode
+
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where} must be a text that is not blank, not {text!r}.")
+    ids = tuple(encode(model, f"{around.before}{text}{around.after}").ids)
+    n_ctx = getattr(model, "n_ctx", None)
+    if not ids:
+        raise InputError(f"{where}: the tokenizer drops every character of {text!r}; choose another prompt.")
+    if n_ctx and len(ids) > n_ctx:
+        raise InputError(f"{where} has {len(ids)} tokens, but the model has {n_ctx} positions; shorten the prompt.")
+    return ids
