@@ -54,15 +54,22 @@ def probe(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="8bit or 4bit.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Load nothing; say how much memory it would take.")] = False,
+    tokens: Annotated[int, typer.Option(help="With --memory: length of the prompts.")] = 1024,
+    batch: Annotated[int, typer.Option(help="With --memory: prompts run together.")] = 1,
     as_json: JsonOption = False,
     _store: StoreOption = None,
     _debug: DebugOption = False,
 ) -> None:
     """Load MODEL and show what was measured: which interventions on it mean what they say."""
+    if memory:
+        _memory(model, dtype, quantize, batch, tokens, revision, as_json=as_json)
+        return
     from workbench.models import load_model
     from workbench.models.capabilities import FLAGS, MEANING
 
-    loaded = load_model(model, device=device, dtype=dtype, revision=revision)
+    loaded = load_model(model, device=device, dtype=dtype, revision=revision, quantize=quantize)
     facts = loaded.describe()
     if as_json:
         emit_json(facts)
@@ -76,3 +83,30 @@ def probe(
         heading("notes")
         for note in capabilities.notes:
             emit(f"- {note}")
+
+
+def _memory(
+    model: str, dtype: str, quantize: str | None, batch: int, tokens: int, revision: str | None, *, as_json: bool
+) -> None:
+    from workbench.models import estimate_memory
+
+    chosen = "float32" if dtype == "auto" else dtype
+    found = estimate_memory(model, dtype=chosen, quantize=quantize, batch=batch, tokens=tokens, revision=revision)
+    if as_json:
+        emit_json({"model": model, **found.describe()})
+        return
+    emit_facts(
+        {"model": model, "weights": f"{found.n_parameters:,}", "dtype": found.dtype, "quantize": quantize or "no"}
+    )
+    heading(f"memory for {batch} prompts of {tokens} tokens")
+    kinds = {
+        "weights": "as loaded",
+        "cache": "keys and values",
+        "pattern": "one layer's attention, whole (retrieval scoring cuts it into pieces)",
+        "logits": "float32, at every position",
+        "total": "",
+    }
+    emit_table(
+        ("what", "MiB", "meaning"),
+        [(kind, f"{getattr(found, kind) / 2**20:,.1f}", text) for kind, text in kinds.items()],
+    )

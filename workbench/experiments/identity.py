@@ -53,6 +53,7 @@ def run_key(spec: Spec, *, data: Mapping[str, Any], fingerprint: str, configurat
             "configuration": configuration,
             "dtype": config["model"]["dtype"],
             "attn": config["model"]["attn"],
+            **({"quantize": config["model"]["quantize"]} if config["model"]["quantize"] else {}),
         },
         "device": device.split(":")[0],
         "code": code_version(),
@@ -124,7 +125,7 @@ def _accelerator_nodes() -> bool:
 def producer(*, device: str, model: Mapping[str, Any], data: Mapping[str, Any], source: Path | None) -> dict[str, Any]:
     """Who made an artifact, of what: command, code, versions, machine kind, the model and the data as measured."""
     return {
-        "argv": _argv(),
+        "argv": command(),
         "code": code_version(),
         "device": device,
         "data": dict(data),
@@ -137,7 +138,7 @@ def producer(*, device: str, model: Mapping[str, Any], data: Mapping[str, Any], 
     }
 
 
-def _argv() -> list[str]:
+def command() -> list[str]:
     """The command, without the folder it was started from."""
     program, *rest = sys.argv or [""]
     name = Path(program).name

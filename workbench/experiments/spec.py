@@ -35,6 +35,8 @@ DATA_SOURCES: tuple[tuple[str, ...], ...] = (
 )
 _EXPLICIT_KEYS = tuple(key for group in DATA_SOURCES[1:-1] for key in group)
 
+Override = str | tuple[str, Any]  # `"key=value"`, or the two
+
 
 class _Refused(InputError):
     """A value refused by one of our own validators.
@@ -58,6 +60,7 @@ class ModelSpec(BaseModel):
     device: str = "auto"
     revision: str | None = None
     attn: str | None = None
+    quantize: Literal["8bit", "4bit"] | None = None
 
     @field_validator("device")
     @classmethod
@@ -142,8 +145,9 @@ class Spec(BaseModel):
         return self.model_dump(mode="json")
 
 
-def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: Iterable[str] = ()) -> Spec:
-    """Validate `values` (the keys of a spec file) with `overrides` such as `"params.max_new_tokens=8"` applied.
+def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: Iterable[Override] = ()) -> Spec:
+    """Validate `values` (the keys of a spec file) with `overrides` applied: `"params.max_new_tokens=8"`, as `--set` has
+    it, or `("params.max_new_tokens", 8)`.
 
     Raises:
         InputError: one sentence naming where the value came from, its dotted key, the value and the remedy.
@@ -151,10 +155,10 @@ def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: I
     origin = str(source) if source is not None else "spec"
     tree = _plain(values)
     assigned: dict[str, str] = {}
-    for assignment in overrides:
-        key, value = parse_assignment(assignment)
-        _assign(tree, key, value, assignment)
-        assigned[key] = assignment
+    for override in overrides:
+        key, value = parse_assignment(override) if isinstance(override, str) else override
+        assigned[key] = override if isinstance(override, str) else f"{key}={_shown(value)}"
+        _assign(tree, key, value, assigned[key])
     if not tree.get("name") and isinstance(tree.get("analysis"), str):
         tree["name"] = _default_name(tree, source)
     try:
@@ -169,7 +173,7 @@ def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: I
     return spec
 
 
-def load_specs(path: str | Path, *, overrides: Iterable[str] = ()) -> list[Spec]:
+def load_specs(path: str | Path, *, overrides: Iterable[Override] = ()) -> list[Spec]:
     """Every experiment in the YAML file (one, or several separated by `---`), in order."""
     source = Path(path)
     documents = read_documents(source)
@@ -187,7 +191,7 @@ def load_specs(path: str | Path, *, overrides: Iterable[str] = ()) -> list[Spec]
     return specs
 
 
-def load_spec(path: str | Path, *, overrides: Iterable[str] = ()) -> Spec:
+def load_spec(path: str | Path, *, overrides: Iterable[Override] = ()) -> Spec:
     """The one experiment in the YAML file."""
     specs = load_specs(path, overrides=overrides)
     if len(specs) != 1:

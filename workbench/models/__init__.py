@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.models.capabilities import Capabilities
+    from workbench.models.estimate import estimate_memory
     from workbench.models.fingerprint import fingerprint_directory
     from workbench.models.load import load_model
     from workbench.models.model import Model
     from workbench.models.tokenize import Encoded, bos_id, encode
 
-__all__ = ["Capabilities", "Encoded", "Model", "bos_id", "encode", "fingerprint_directory", "load_model"]
+__all__ = [
+    "Capabilities",
+    "Encoded",
+    "Model",
+    "bos_id",
+    "encode",
+    "estimate_memory",
+    "fingerprint_directory",
+    "load_model",
+]
 
 _HOME = {
     "Capabilities": "capabilities",
@@ -24,6 +34,7 @@ _HOME = {
     "Model": "model",
     "bos_id": "tokenize",
     "encode": "tokenize",
+    "estimate_memory": "estimate",
     "fingerprint_directory": "fingerprint",
     "load_model": "load",
 }

@@ -69,8 +69,13 @@ def read_processor(directory: Path, trust_remote_code: bool) -> Any | None:
         return None
 
 
-def read_weights(directory: Path, dtype: str, trust_remote_code: bool) -> tuple[nn.Module, str]:
-    """Hugging Face model on the CPU with eager attention, and the architecture TransformerLens knows it by."""
+def read_weights(
+    directory: Path, dtype: str, trust_remote_code: bool, *, quantize: str | None = None, device: str = "cpu"
+) -> tuple[nn.Module, str]:
+    """Hugging Face model with eager attention, and the architecture TransformerLens knows it by.
+
+    It is on the CPU; quantised, which happens while weights are read, on `device`.
+    """
     import torch
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -87,6 +92,8 @@ def read_weights(directory: Path, dtype: str, trust_remote_code: bool) -> tuple[
     architecture = architecture_of(config, str(directory))
     torch_dtype = getattr(torch, dtype)
     kwargs = {"config": config, "dtype": torch_dtype, "attn_implementation": "eager"}
+    if quantize is not None:
+        kwargs |= {"quantization_config": _quantization(quantize, torch_dtype), "device_map": {"": device}}
     try:
         tl_config = build_bridge_config_from_hf(copy.deepcopy(config), architecture, str(directory), torch_dtype)
         adapter = ArchitectureAdapterFactory.select_architecture_adapter(tl_config)
@@ -113,6 +120,20 @@ def read_weights(directory: Path, dtype: str, trust_remote_code: bool) -> tuple[
             "they would be random: copy the model directory again, or fix architectures in its config.json."
         )
     return hf, architecture
+
+
+def _quantization(quantize: str, compute: Any) -> Any:
+    """Weights in 8 bits (LLM.int8) or 4 (NF4), computed with at `compute`."""
+    try:
+        import bitsandbytes  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except ImportError:
+        raise InputError(
+            f"quantize={quantize!r} needs bitsandbytes, which is not installed; pip install 'workbench[quantized]'."
+        ) from None
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
 @contextmanager
@@ -168,6 +189,13 @@ def build_bridge(hf: nn.Module, architecture: str, tokenizer: Any | None, name: 
         bridge = build_bridge_from_module(
             hf, architecture, hf_config=hf.config, tokenizer=_for_bridge(tokenizer, name), model_name=name
         )
+    except NotImplementedError as error:
+        if "packed integer" not in str(error):
+            raise
+        raise InputError(
+            f"{name!r} keeps queries, keys and values in one matrix, which cannot be split once it is quantised; load "
+            "it without quantize, in dtype='bfloat16'."
+        ) from None
     except Exception as error:
         raise InputError(
             f"TransformerLens cannot wrap {name!r} as {architecture} ({_first_line(error)}); use a model of a "

@@ -25,6 +25,7 @@ from workbench.models.boot import (
     stored_dtype,
 )
 from workbench.models.capabilities import Capabilities
+from workbench.models.estimate import checked_quantize, require_room, weight_bytes
 from workbench.models.fingerprint import fingerprint_bridge, fingerprint_directory, fingerprint_model
 from workbench.models.model import Model
 from workbench.models.offline import forbid_installs, no_network
@@ -43,6 +44,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     attn: str | None = None,
+    quantize: str | None = None,
     tokenizer: Any | None = None,
     processor: Any | None = None,
     trust_remote_code: bool = False,
@@ -58,21 +60,41 @@ def load_model(
         dtype: "auto" is the checkpoint's own on a GPU and float32 on the CPU; an object in memory keeps its own.
         revision: branch, tag or commit of a hub model.
         attn: None or "eager": attention patterns exist only with eager attention.
+        quantize: "8bit" (LLM.int8) or "4bit" (NF4), by bitsandbytes while a directory is read. A quantised projection
+            is not a matrix (it rounds its input as well), so residual forks are measured to be inexact and sweeps run
+            full forwards.
         tokenizer: for a model object; or instead of the directory's own.
         processor: for a vision-language model; loaded from the directory when not given.
         trust_remote_code: run modelling code that comes with the checkpoint.
         probe: False skips the measurement; every capability is then False.
         name: what the model is called in tables; default as named, or the class of an object.
+
+    Raises:
+        InputError: nothing there, nothing TransformerLens can wrap, or weights beyond the device's free memory.
     """
     if attn not in (None, "eager"):
         raise InputError(f"attn={attn!r} gives no attention patterns to study; use attn='eager' or leave it out.")
     dtype_name = _dtype_name(dtype)
+    checked_quantize(quantize)
     if isinstance(source, str | os.PathLike):
         found = resolve(source, revision=revision, remote_code=trust_remote_code)
         with no_network():
             return _from_directory(
-                found, name, device, dtype_name, tokenizer, processor, trust_remote_code=trust_remote_code, probe=probe
+                found,
+                name,
+                device,
+                dtype_name,
+                tokenizer,
+                processor,
+                trust_remote_code=trust_remote_code,
+                probe=probe,
+                quantize=quantize,
             )
+    if quantize is not None:
+        raise InputError(
+            f"quantize={quantize!r} happens while weights are read, and this model is in memory already; give its "
+            "directory."
+        )
     return _from_object(source, name, device, dtype_name, tokenizer, processor, probe=probe)
 
 
@@ -89,6 +111,7 @@ def _from_directory(
     *,
     trust_remote_code: bool,
     probe: bool,
+    quantize: str | None,
 ) -> Model:
     directory = source.path
     if not (directory / "config.json").exists():
@@ -107,8 +130,11 @@ def _from_directory(
         dtype = "float32" if where.type == "cpu" else stored_dtype(directory, config_record)
     if tokenizer is None:
         tokenizer = read_tokenizer(directory, trust_remote_code)
-    hf, architecture = read_weights(directory, dtype, trust_remote_code)
-    hf.to(where)
+    _, needed = weight_bytes(directory, dtype=dtype, quantize=quantize)
+    require_room(needed, _available(where), name=source.name, dtype=dtype, where=str(where))
+    hf, architecture = read_weights(directory, dtype, trust_remote_code, quantize=quantize, device=str(where))
+    if quantize is None:
+        hf.to(where)
     bridge = build_bridge(hf, architecture, tokenizer, source.name)
     if processor is None and getattr(bridge.cfg, "is_multimodal", False):
         processor = read_processor(directory, trust_remote_code)
@@ -154,6 +180,11 @@ def _from_object(
         raise InputError(
             f"dtype={dtype!r} would change the weights of a model already in memory (it is {own}); cast it before "
             "loading, or leave dtype out."
+        )
+    if getattr(source, "quantization_method", None) is not None:
+        raise InputError(
+            f"The {type(source).__name__} in memory is quantised, and reading its weights for a fingerprint can change "
+            "them (bitsandbytes, on the CPU); give its directory and quantize='8bit' or '4bit'."
         )
     forbid_installs()
     where = None if str(device) == "auto" else _device(device)
@@ -210,6 +241,16 @@ def _dtype_name(dtype: Any) -> str | None:
     if text not in DTYPES:
         raise InputError(f"Unknown dtype {text!r}.{did_you_mean(text, DTYPES)} Use one of: auto, {', '.join(DTYPES)}.")
     return text
+
+
+def _available(where: torch.device) -> int:
+    """Bytes a device has left."""
+    import psutil
+    import torch
+
+    if where.type == "cuda":
+        return torch.cuda.mem_get_info(where)[0]
+    return psutil.virtual_memory().available
 
 
 def _device(device: Any) -> torch.device:

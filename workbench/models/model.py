@@ -83,7 +83,12 @@ class Model:
     @property
     def n_parameters(self) -> int:
         """Weights of the model, embeddings included, tied ones once."""
-        return sum(parameter.numel() for parameter in {id(p): p for p in self.bridge.parameters()}.values())
+        # a bridge adds views of joint matrices (q, k and v of GPT-2's one), which are no further weights
+        whole: dict[int, int] = {}
+        for parameter in self.bridge.parameters():
+            storage = parameter.untyped_storage().data_ptr()
+            whole[storage] = max(whole.get(storage, 0), parameter.numel())
+        return sum(whole.values())
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from workbench.primitives.hooks import Hook, hook_points, hooked
 if TYPE_CHECKING:
     from workbench.models import Model
     from workbench.primitives.interventions import Phase
+    from workbench.primitives.spill import Spill
 
 Positions = slice | int | Sequence[int] | Int[Tensor, " kept"]
 
@@ -55,6 +56,7 @@ def capture(
     stop_at_layer: int | None = None,
     inputs: Mapping[str, Any] | None = None,
     position_ids: Int[Tensor, "batch pos"] | None = None,
+    spill: Spill | None = None,
 ) -> dict[str, Tensor]:
     """Activations by name, keyed as asked, from one forward pass over `tokens`.
 
@@ -63,6 +65,8 @@ def capture(
             keeps one position and its axis.
         stop_at_layer: do not compute this layer or any after it.
         inputs, position_ids: as `forward` takes them (images; positions of one's own).
+        spill: where activations beyond a budget go; one `Spill` may serve many calls. Tensors on disk come back on
+            the CPU, mapped and not to be written to.
 
     Memory: `batch x kept positions x width` per name (`batch x head x kept x pos` for a pattern), in the model's dtype,
     on its device; each tensor owns its storage. While the pass runs, one layer's full attention pattern exists: for
@@ -76,7 +80,8 @@ def capture(
 
     def keep(name: str, activation: Tensor, point: Any) -> None:
         axis = _position_axis(name, point)
-        kept[name] = _select(activation, positions, axis % activation.ndim, tokens.shape[1]).detach().clone()
+        chosen = _select(activation, positions, axis % activation.ndim, tokens.shape[1]).detach()
+        kept[name] = chosen.clone() if spill is None else spill.keep(chosen.clone())
 
     hooks: list[Hook] = [(name, _bind(keep, name)) for name in points]
     all_logits = any(str(point.name).startswith("unembed") for point in points.values())

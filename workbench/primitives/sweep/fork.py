@@ -248,13 +248,13 @@ def output_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_mod
     """W_O by head, in float32 or better; read from the projection itself, without its bias."""
     projection = model.bridge.blocks[layer].attn.o.original_component
     weight = projection.weight
-    if isinstance(projection, nn.Linear):
+    dense = weight.is_floating_point()
+    if dense and isinstance(projection, nn.Linear):
         matrix = weight.T
-    elif type(projection).__name__ == "Conv1D":
+    elif dense and type(projection).__name__ == "Conv1D":
         matrix = weight
     else:  # quantised or wrapped: what it does to the unit vectors
-        d_in = model.n_heads * model.d_head
-        eye = torch.eye(d_in, dtype=model.dtype, device=model.device)
+        eye = torch.eye(model.n_heads * model.d_head, dtype=model.dtype, device=model.device)
         matrix = projection(eye) - projection(torch.zeros_like(eye))
     matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
     return matrix.reshape(model.n_heads, -1, matrix.shape[-1])
