@@ -6,7 +6,7 @@ SETUP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test check format lint types fast notebooks bench clean
+.PHONY: help setup demo test check format lint types fast notebooks lab bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -48,11 +48,17 @@ fast: $(SETUP) ## the fast tests only
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 notebooks: $(SETUP) ## fill the store and execute every notebook
-	$(BIN)/python -m pytest tests/test_notebooks.py
+	$(BIN)/python notebooks/execute.py
+
+lab: $(SETUP) ## JupyterLab on notebooks/, on 127.0.0.1 only, behind its token
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks
 
 bench: $(SETUP) ## measure speed and memory against step-by-step references (many minutes)
 	$(BIN)/python bench/retrieval.py
 	$(BIN)/python bench/sweep.py
+
+docs: $(SETUP) ## the API reference from the docstrings, in out/api
+	$(BIN)/python docs/build.py
 
 clean: ## remove the environment and caches, never artifacts
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
