@@ -6,7 +6,7 @@ SETUP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test check format lint types fast notebooks lab bench docs clean
+.PHONY: help setup demo test check format lint types fast notebooks lab bench torture docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,6 +56,9 @@ lab: $(SETUP) ## JupyterLab on notebooks/, on 127.0.0.1 only, behind its token
 bench: $(SETUP) ## measure speed and memory against step-by-step references (many minutes)
 	$(BIN)/python bench/retrieval.py
 	$(BIN)/python bench/sweep.py
+
+torture: $(SETUP) ## kill, starve and feed it nonsense for some twenty minutes, and print the figures
+	$(BIN)/python -m tests.torture
 
 docs: $(SETUP) ## the API reference from the docstrings, in out/api
 	$(BIN)/python docs/build.py

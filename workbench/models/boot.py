@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
-from workbench.models.fingerprint import read_header
 from workbench.models.source import weight_files
+from workbench.models.weights_header import read_header
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import InputError, did_you_mean
-from workbench.models.fingerprint import read_header
 from workbench.models.source import read_json, resolve, weight_files
+from workbench.models.weights_header import read_header
 
 Quantize = Literal["8bit", "4bit"]
 QUANTIZE: tuple[Quantize, ...] = ("8bit", "4bit")

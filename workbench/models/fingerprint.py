@@ -15,14 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from workbench.errors import InputError
 from workbench.models.source import TOKENIZER_FILES, read_json, weight_files
+from workbench.models.weights_header import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -107,24 +106,6 @@ def _stored(files: list[Path]) -> Iterator[list[Entry]]:
             view.release()
         for mapped in maps:
             mapped.close()
-
-
-def read_header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Offset of the first tensor byte and the tensors' specs; InputError for a truncated or foreign file."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if length > size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(handle.read(length))
-        header.pop("__metadata__", None)
-        need = 8 + length + max((spec["data_offsets"][1] for spec in header.values()), default=0)
-        if need != size:
-            raise ValueError(f"{size:,} bytes where its header promises {need:,}")
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is not a complete safetensors file ({error}); copy or download it again.") from None
-    return 8 + length, header
 
 
 def _in_memory(module: nn.Module) -> Iterator[Entry]:
