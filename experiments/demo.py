@@ -1,4 +1,4 @@
-"""The main job end to end on the built-in models: run the experiments, export the tables, draw the plots.
+"""The main job end to end on the built-in models: run the experiments, export the tables, draw the plots, report.
 
 `make demo` runs this. Everything is done through the command line a user would type; each command is printed first.
 Results go to the artifact store (`artifacts/`, or $WORKBENCH_STORE) and the exports to `out/`.
@@ -52,7 +52,9 @@ def main() -> None:
     do("certify", "--organism", "planted-ioi")
     do("ls")
     do("fsck")
+    do("report", *specs, "-o", OUT / "report.html")
     print(f"\nTables and plots are in {OUT}; the artifacts, which nothing overwrites, are in the store listed above.")
+    print(f"All of it on one page: open {OUT / 'report.html'} in a browser (it needs no network).")
     print("Next: open notebooks/01_retrieval_heads.ipynb with `.venv/bin/jupyter lab`, or read README.md.")
 
 

@@ -61,7 +61,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     figures: list[Any] = []
 
-    def write(fig: Any, path: Path) -> None:
+    def write(fig: Any, path: Path, *, theme: str) -> None:
+        assert theme == "light"
         figures.append(fig)
         Path(path).write_text("a figure")
 
@@ -134,7 +135,7 @@ def test_json_names_the_file_and_the_results(place: Path, drawn: list[Any], caps
         (["shared/tasks", "--kind", "faithfulness"], "can be drawn as heatmap, bars, matrix, upset."),
         (["found", "--kind", "roc"], "can be drawn as heatmap, bars, upset, graph, faithfulness."),
         (["nothing", "--kind", "upset"], "it has no table that can be drawn"),
-        (["plain", "--kind", "pie"], "choose heatmap, bars, matrix"),
+        (["plain", "--kind", "pie"], "choose heatmap, bars, needle"),
         (["plain", "--kind", "scater"], "Did you mean 'scatter'?"),
         (["plain", "--kind", "scatter"], "scatter draws two different results"),
         (["plain", "plain", "--kind", "scatter"], "scatter draws two different results"),

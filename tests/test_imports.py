@@ -28,13 +28,15 @@ MAY_IMPORT = {
     "tables": {"errors", "stats", "export", "plots"},  # the last two lazily, by the methods that hand a table over
     "export": {"errors", "stats", "tables"},
     "plots": {"errors", "stats", "tables", "export"},
+    "report": {"errors", "stats", "store", "tables", "export", "plots"},
     "published": {"errors", "stats", "tables", "export"},
     "experiments": LEFT | {"models", "tasks", "analyses", "store", "tables", "stats", "export"},
     "certify": LEFT
     | {"models", "organisms", "tasks", "primitives", "analyses", "experiments", "store", "tables", "stats"},
+    "launch": {"errors", "primitives", "experiments", "store"},  # primitives: a worker joins a team of a sweep
     "cli": LEFT
     | {"models", "organisms", "tasks", "analyses", "experiments", "certify", "store", "tables", "export", "plots"}
-    | {"published"},
+    | {"published", "report", "launch"},
 }
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "sklearn", "scipy", "plotly")
 

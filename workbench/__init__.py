@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from workbench.analyses.circuit import circuit
     from workbench.analyses.evaluation import pope_scores
     from workbench.analyses.head_tools import attention_by_class, direct_logit_attribution, low_rank
-    from workbench.analyses.looking import attention_maps, image_attention
+    from workbench.analyses.looking import attended_crops, attention_maps, image_attention
     from workbench.analyses.overlap import overlap
     from workbench.analyses.path_patching import path_patching
     from workbench.analyses.repair import repair
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from workbench.experiments import Spec, diff, rerun, run
     from workbench.experiments.notebook import heads, open, store
     from workbench.models import Model, load_model
+    from workbench.report.make import report
     from workbench.store import Artifact, Store
     from workbench.tables import HeadTable
 
@@ -66,6 +67,7 @@ _HOME = {
     "attribution": "workbench.analyses.attribution",
     "circuit": "workbench.analyses.circuit",
     "attention_by_class": "workbench.analyses.head_tools",
+    "attended_crops": "workbench.analyses.looking",
     "attention_maps": "workbench.analyses.looking",
     "direct_logit_attribution": "workbench.analyses.head_tools",
     "image_attention": "workbench.analyses.looking",
@@ -105,6 +107,7 @@ __all__ = [
     "ablation",
     "activation_patching",
     "analyses",
+    "attended_crops",
     "attention_by_class",
     "attention_maps",
     "attribution",
@@ -127,6 +130,7 @@ __all__ = [
     "primitives",
     "published",
     "repair",
+    "report",
     "rerun",
     "retrieval_heads",
     "run",
@@ -147,8 +151,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name == "store":
-        return importlib.import_module(f"{__name__}.store")  # made callable below, as it is bound here
+    if name in _CALLED:
+        return importlib.import_module(f"{__name__}.{name}")  # made callable below, as it is bound here
     if name == "__version__":
         return _version()
     if name not in _HOME:
@@ -171,21 +175,24 @@ def _version() -> str:
         return "0+source"
 
 
-class _StorePackage(ModuleType):
-    """`workbench.store`, which is also the function `wb.store()` of a notebook."""
+# Packages that are also the function of a notebook, `wb.store()` and `wb.report(REF)`, and where that function lives.
+_CALLED = {"store": "workbench.experiments.notebook", "report": "workbench.report.make"}
 
-    def __call__(self, path: Any = None) -> Any:
-        from workbench.experiments.notebook import store
 
-        return store(path)
+class _CalledPackage(ModuleType):
+    """A package of ours that can be called by its own name."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(_CALLED[name]), name)(*args, **options)
 
 
 class _Package(ModuleType):
     """This package: whoever imports `workbench.store` first, what is bound here can be called."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "store" and type(value) is ModuleType:
-            value.__class__ = _StorePackage
+        if name in _CALLED and type(value) is ModuleType:
+            value.__class__ = _CalledPackage
         super().__setattr__(name, value)
 
 

@@ -8,7 +8,7 @@ from transformer_lens import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 from tests.primitives.cases import largest, left_padded, model, n_hooks, prompts, raw_logits
-from tests.tiny import ARCHITECTURES
+from tests.tiny import ARCHITECTURES, tiny
 from workbench.errors import CapabilityError, InputError
 from workbench.models import load_model
 from workbench.primitives.forward import forward, n_padding
@@ -115,3 +115,20 @@ def test_a_native_bridge_runs_without_a_cache_and_refuses_one():
     with pytest.raises(CapabilityError, match="native"):
         forward(m, tokens, use_cache=True)
     assert n_hooks(m) == own_hooks
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_padded_rows_in_float64_are_right_or_refused(arch: str):
+    """Llama's softmax is float32 whatever the model is, and the float64 mask overflows there."""
+    double = tiny(arch, dtype=torch.float64)
+    tokens = torch.randint(4, 64, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[1, :5] = 0
+    if arch == "llama":
+        with pytest.raises(CapabilityError, match="float64 mask of padded rows"):
+            forward(double, tokens, attention_mask=mask)
+        return
+    alone = forward(double, tokens[1:, 5:]).logits
+    torch.testing.assert_close(
+        forward(double, tokens, attention_mask=mask).logits[1:, 5:], alone, rtol=1e-10, atol=1e-10
+    )

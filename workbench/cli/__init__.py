@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from workbench.cli import browse, care, certify, draw, models, publish, runs
+from workbench.cli import browse, care, certify, draw, export, launch, models, publish, remote, report, runs
 from workbench.errors import WorkbenchError
 
 # Typer carries its own copy of click from some version on; its exceptions are reached through what Typer exports.
@@ -48,7 +48,7 @@ def _options(
         raise typer.Exit
 
 
-for _group in (models, runs, certify, browse, publish, draw, care):
+for _group in (models, runs, launch, certify, browse, export, publish, draw, report, remote, care):
     _group.register(app)
 
 

@@ -52,7 +52,7 @@ def ls(
     for e in entries:
         facts = (e["name"], f"v{e['version']}", e["analysis"], _short(e["model"]), _when(e["created"]), e["versions"])
         rows.append((*facts, " ".join(e["tags"]), "stale" if e["stale"] else ""))
-    emit_table(headings, rows, empty=f"no artifacts in {place.root}; `workbench run SPEC` makes one")
+    emit_table(headings, rows, empty=f"no artifacts in {place.where}; `workbench run SPEC` makes one")
 
 
 def show(
@@ -70,7 +70,7 @@ def show(
     stale = [entry.reason for entry in place.stale(artifact)]
     heads = _best(artifact, top)
     if as_json:
-        entry = {**artifact.manifest, "ref": artifact.ref, "path": str(artifact.folder), "stale": stale}
+        entry = {**artifact.manifest, "ref": artifact.ref, "path": artifact.where, "stale": stale}
         emit_json({**entry, "tags": _tags(artifact, place), "top": heads})
         return
     _show_facts(artifact, place, stale)
@@ -89,7 +89,7 @@ def _show_facts(artifact: Artifact, place: Store, stale: list[str]) -> None:
         {
             "artifact": artifact.ref,
             "digest": artifact.digest,
-            "folder": artifact.folder,
+            "folder": artifact.where,
             "created": _when(artifact.created),
             "tags": " ".join(_tags(artifact, place)),
             "analysis": config.get("analysis"),
@@ -98,6 +98,7 @@ def _show_facts(artifact: Artifact, place: Store, stale: list[str]) -> None:
             "fingerprint": model.get("fingerprint"),
             "data": _brief(config.get("data") or {}),
             "seed": config.get("seed"),
+            "pulled from": _origin(artifact),
             "made from": ", ".join(parent["ref"] for parent in artifact.manifest["inputs"]),
             "stale": "; ".join(stale) if stale else "no",
         }
@@ -193,6 +194,11 @@ def _entry(artifact: Artifact) -> dict[str, Any]:
         "analysis": artifact.config.get("analysis"),
         "model": _model(artifact),
     }
+
+
+def _origin(artifact: Artifact) -> str | None:
+    origin = artifact.origin
+    return f"{origin['url']} {origin['ref']}, first made {_when(origin['created'])}" if origin else None
 
 
 def _model(artifact: Artifact) -> str | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 StoreOption = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="DIR", help="Artifact store; default $WORKBENCH_STORE, else ./artifacts."),
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="DIR|URL",
+        help="Artifact store; default $WORKBENCH_STORE, else ./artifacts. URLs: read only.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout, nothing else.")]
 # Read by `main` from the arguments, because it must work wherever the command fails.

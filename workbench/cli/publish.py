@@ -1,17 +1,15 @@
-"""`workbench export` and `compare`: from artifacts to what goes into a paper or a mail."""
+"""`workbench compare`: what several results have in common."""
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import DebugOption, JsonOption, RefArgument, StoreOption
+from workbench.cli.options import DebugOption, JsonOption, StoreOption
 from workbench.cli.output import emit, emit_facts, emit_json, emit_table, heading
-from workbench.errors import InputError, NotFound, did_you_mean
+from workbench.errors import InputError, NotFound
 
 if TYPE_CHECKING:
     from workbench.store import Artifact, Store
@@ -22,49 +20,7 @@ _STATISTICS = {"jaccard": 1.0, "weighted_jaccard": 1.0, "rbo": 1.0, "spearman": 
 
 
 def register(app: typer.Typer) -> None:
-    app.command("export", short_help="Write a table as CSV, Parquet, LaTeX, ...")(export)
     app.command("compare", short_help="Overlap of head sets, with significance.")(compare)
-
-
-def export(
-    ref: RefArgument,
-    format: Annotated[
-        str | None,
-        typer.Option("--format", "-f", help="csv, parquet, md, latex, html or json; default by -o, else csv."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; default stdout.")] = None,
-    table: Annotated[str, typer.Option(help="Which table of the artifact.")] = "heads",
-    top: Annotated[int | None, typer.Option(help="Only the K best heads (first K rows of other tables).")] = None,
-    unredacted: Annotated[
-        bool, typer.Option("--unredacted", help="With the texts that are withheld otherwise, such as transcripts.")
-    ] = False,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-    _debug: DebugOption = False,
-) -> None:
-    """Write a table of REF as a file people use; files get their provenance beside them."""
-    from workbench import export as writers
-    from workbench.store import Store
-
-    artifact = Store(store)[ref]
-    rows = _table(artifact, table, unredacted=unredacted)
-    kind = format or ("json" if as_json else None if output else "csv")
-    if output is not None:
-        writers.write(rows, output, kind, top=top, provenance=_provenance(artifact, table))
-        if as_json:
-            emit_json({"path": str(output), "ref": artifact.ref, "table": table})
-        else:
-            emit(str(output))
-        return
-    if as_json and kind != "json":
-        raise InputError(f"--json and --format {kind} are two outputs; with --json, give -o for the {kind} file.")
-    if kind in ("parquet", "pq") and sys.stdout.isatty():
-        raise InputError("Parquet is no text for a terminal; give -o FILE.parquet, or redirect the output.")
-    content = writers.write(rows, None, kind, top=top)
-    if isinstance(content, bytes):
-        sys.stdout.buffer.write(content)
-    elif content is not None:
-        emit(content)
 
 
 def compare(
@@ -115,21 +71,6 @@ def compare(
         emit_facts({"shared": share, "rows are": c["rows_are"]}, indent="  ")
 
 
-def _table(artifact: Artifact, name: str, *, unredacted: bool) -> Any:
-    """A table of an artifact: the head table as what it is, others as pyarrow tables, without sensitive texts."""
-    from workbench.export.withhold import withhold
-
-    known = [file.removesuffix(".parquet") for file in artifact.files() if file.endswith(".parquet")]
-    if name not in known:
-        raise NotFound(
-            f"{artifact.ref} has no table {name!r}.{did_you_mean(name, known)} "
-            f"It has: {', '.join(sorted(known)) or 'none'}."
-        )
-    if name == "heads":
-        return heads(artifact)
-    return artifact.table(name) if unredacted else withhold(artifact.table(name))
-
-
 def heads(artifact: Artifact) -> HeadTable:
     """The head table of an artifact."""
     from workbench.tables import HeadTable
@@ -176,15 +117,3 @@ def _by_group(table: HeadTable, n_groups: int) -> HeadTable:
     if (table["kv_group"] < 0).any():
         table = HeadTable.from_scores(table.matrix(), n_kv_heads=n_groups, meta=table.meta)
     return table.by_kv_group("max")
-
-
-def _provenance(artifact: Artifact, table: str) -> dict[str, Any]:
-    """What an exported file says about where it came from."""
-    return {
-        "ref": artifact.ref,
-        "digest": artifact.digest,
-        "payload": f"{table}.parquet",
-        "created": artifact.created,
-        "config": artifact.config,
-        "producer": artifact.manifest["producer"],
-    }

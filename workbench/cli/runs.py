@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli import launch
 from workbench.cli.options import DebugOption, JsonOption, RefArgument, StoreOption
 from workbench.cli.output import emit, emit_facts, emit_json, emit_table, note
 
@@ -25,32 +26,41 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute even if this very run is stored.")] = False,
     device: Annotated[str | None, typer.Option(help="Instead of the spec's model.device.")] = None,
+    sweeps: launch.SweepOption = None,
+    launcher: launch.LauncherOption = None,
+    workers: launch.WorkersOption = None,
+    threads: launch.ThreadsOption = None,
+    shards: launch.ShardsOption = None,
+    options: launch.EngineOption = None,
+    retry: launch.RetryOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
     _debug: DebugOption = False,
-) -> None:
-    """Run experiments; one that is already stored is found, not computed again."""
-    from workbench.experiments import execute, load_specs
+) -> int:
+    """Run experiments; one that is already stored is found, not computed again. With --sweep, --launcher, --workers or
+    --shards (or `sweep:`, `launch:` in the spec) they run in worker processes; exit 1 when one fails."""
+    from workbench.experiments import execute
+    from workbench.launch import read
     from workbench.store import Store
 
+    given = launch.given(launcher=launcher, workers=workers, threads=threads, shards=shards, options=options)
     # All are validated before the first is run: an error in the last must not cost the hours of the first.
-    loaded = [spec for path in specs for spec in load_specs(path, overrides=assignments or ())]
+    asked = read(specs, overrides=assignments or (), sweeps=sweeps or (), launch=given)
     place = Store(store)
+    if asked.launch is not None:
+        return launch.run(asked, place, retry=retry, force=force, device=device, as_json=as_json)
+    launch.no_retry(retry)
     done: list[dict[str, Any]] = []
-    for spec in loaded:
+    for spec in asked.specs:
         with _stdout_to_stderr():
             outcome = execute(spec, store=place, force=force, device=device, say=note)
-        entry = _entry(outcome)
+        entry = launch.entry(outcome.artifact, cached=outcome.cached, seconds=outcome.seconds)
         done.append(entry)
-        if as_json:
-            continue
-        how = "cached" if outcome.cached else f"{outcome.seconds:.1f} s"
-        emit(f"{entry['ref']}  {entry['digest'][:19]}  {how}")
-        if outcome.artifact.name != spec.name:
-            emit(f"  this very run is stored under that name; --force makes {spec.name} as well")
-        emit_facts(_figures(entry["summary"]), indent="  ")
+        if not as_json:
+            launch.show(entry, spec.name)
     if as_json:
         emit_json(done)
+    return 0
 
 
 def rerun(
@@ -101,25 +111,6 @@ def _show_rerun(found: dict[str, Any], require: str, confirmed: bool) -> None:
     if found["saved"]:
         emit(f"saved as {found['saved']}")
     emit(f"{found['ref']}: {found['verdict']} ({'meets' if confirmed else 'misses'} the required {require})")
-
-
-def _entry(outcome: Any) -> dict[str, Any]:
-    artifact = outcome.artifact
-    return {
-        "ref": artifact.ref,
-        "name": artifact.name,
-        "version": artifact.version,
-        "digest": artifact.digest,
-        "path": str(artifact.folder),
-        "cached": outcome.cached,
-        "seconds": round(outcome.seconds, 3),
-        "summary": artifact.summary,
-    }
-
-
-def _figures(summary: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a summary that fit a line."""
-    return {key: value for key, value in summary.items() if isinstance(value, (int, float, str, bool))}
 
 
 def _stdout_to_stderr() -> contextlib.redirect_stdout[Any]:

@@ -4,6 +4,7 @@ A spec says which analysis of which model on which data; running one gives an ar
 holds everything to run it again. Nothing here knows a formula, and nothing here is imported by what computes.
 """
 
+from workbench.experiments import notebook as notebook  # teaches artifacts to show their heads
 from workbench.experiments.diff import Difference, diff
 from workbench.experiments.record import put, spec_of
 from workbench.experiments.rerun import Rerun, rerun

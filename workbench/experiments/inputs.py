@@ -1,8 +1,8 @@
 """Make a spec self-contained: files it names become part of it, so that an artifact can be rerun from itself alone.
 
-Samples, pairs, prompts and needles are inlined as data; a haystack, which may be a book, becomes a text file of its own
-that is stored beside the results. Paths are looked for in the spec file's folder first, then in the current directory.
-It knows which keys of `data:` name files, and nothing of what is in them.
+Samples, pairs, prompts, needles and a task's words are inlined as data; a haystack, which may be a book, becomes a text
+file of its own that is stored beside the results. Paths are looked for in the spec file's folder first, then in the
+current directory. It knows which keys of `data:` name files, and nothing of what is in them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from workbench.errors import InputError
 from workbench.experiments.spec import Spec
-from workbench.tasks import checks, pope
+from workbench.tasks import checks, circuits, pope
 from workbench.tasks.prompts import is_prompts, read_prompts
 
 HAYSTACK = "haystack.txt"
@@ -66,6 +66,12 @@ def gather(spec: Spec) -> Inputs:
         data = {"samples": list(_rows(path, "questions file")), "name": path.stem, **data}
     if pope.is_images(data):
         return Inputs(_with_image_paths(data, spec))
+    if isinstance(data.get("files"), str):
+        data["files"] = circuits.mib_words(_find(data["files"], spec, "data.files"))
+    if "corrupted_file" in data:
+        path, other = (_find(_path(data, key), spec, f"data.{key}") for key in ("file", "corrupted_file"))
+        data["pairs"] = circuits.colored_pairs(path, other, n=data.pop("n", None))
+        data.setdefault("name", path.stem)
     if isinstance(data.get("file"), str):
         path = _find(data.pop("file"), spec, "data.file")
         data |= _explicit(path, prompts="benign_file" in data)
@@ -113,6 +119,14 @@ def _explicit(path: Path, *, prompts: bool) -> dict[str, Any]:
 def _rows(path: Path, what: str) -> list[Any]:
     rows = checks.json_lines(path, what=what)
     return list(rows.values()) if isinstance(rows, Mapping) else list(rows)
+
+
+def _path(data: dict[str, Any], key: str) -> str:
+    """The path under `key`, taken out of `data`."""
+    path = data.pop(key, None)
+    if not isinstance(path, str):
+        raise InputError(f"data.{key} is the name of a file, not {path!r}; name both files, clean and corrupted.")
+    return path
 
 
 def _find(name: str, spec: Spec, key: str) -> Path:

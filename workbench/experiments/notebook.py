@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.experiments import record
-from workbench.store import Artifact, Store
+from workbench.store import Artifact, Store, views
 
 if TYPE_CHECKING:
     from workbench.analyses import Result
@@ -37,3 +37,13 @@ def heads(ref: str, *, store: Store | str | Path | None = None) -> HeadTable:
     from workbench.tables import HeadTable
 
     return HeadTable.from_arrow(open(ref, store=store).table("heads"))
+
+
+def _shown(artifact: Artifact) -> str:
+    """The head table as a notebook shows it, below what the artifact says of itself."""
+    from workbench.tables import HeadTable
+
+    return HeadTable.from_arrow(artifact.table("heads"))._repr_html_()
+
+
+views.PAYLOADS["heads.parquet"] = _shown

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from workbench import analyses
 from workbench.errors import InputError
 from workbench.experiments import identity, record
 from workbench.experiments.inputs import Inputs, gather
-from workbench.experiments.spec import Spec, build, load_spec, resolve_model_path
+from workbench.experiments.spec import Override, Spec, build, load_spec, resolve_model_path
 from workbench.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -83,17 +83,13 @@ def run(
 
 def as_spec(spec: Spec | str | Path | Mapping[str, Any], *, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Spec:
     """Whatever names an experiment, as a validated `Spec`."""
-    import json
-
-    if isinstance(overrides, Mapping):
-        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    overrides = list(overrides)
+    changes: list[Override] = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
     if isinstance(spec, (str, Path)):
-        return load_spec(spec, overrides=overrides)
+        return load_spec(spec, overrides=changes)
     if isinstance(spec, Spec):
-        return build(spec.config(), source=spec.source, overrides=overrides) if overrides else spec
+        return build(spec.config(), source=spec.source, overrides=changes) if changes else spec
     if isinstance(spec, Mapping):
-        return build(spec, overrides=overrides)
+        return build(spec, overrides=changes)
     raise InputError(f"A spec is a file name, a Spec or a dict of its keys, not {type(spec).__name__}.")
 
 
@@ -102,21 +98,36 @@ def execute(
 ) -> Outcome:
     """`run` for callers that want to know whether it was a hit; the command line is one."""
     started = time.perf_counter()
-    say = say or _silent
-    ready = prepare(spec, device=device)
-    if not force:
-        found = store.find(spec.name, run_key=ready.run_key) or store.find(run_key=ready.run_key)
-        if found is not None:
-            return Outcome(found, True, time.perf_counter() - started)
+    outcome = fulfil(prepare(spec, device=device), store=store, force=force, say=say)
+    return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def fulfil(ready: Prepared, *, store: Store, force: bool = False, say: Say | None = None) -> Outcome:
+    """Find the prepared run in the store, or compute it and commit it there."""
+    started = time.perf_counter()
+    if not force and (found := stored(ready, store)) is not None:
+        return Outcome(found, True, time.perf_counter() - started)
     result = compute(ready, say=say)
     artifact = keep(result, ready, store, force=force)
     return Outcome(artifact, False, time.perf_counter() - started)
 
 
-def prepare(spec: Spec, *, device: str | None = None, model_path: str | None = None) -> Prepared:
+def stored(ready: Prepared, store: Store) -> Artifact | None:
+    """The artifact of this very run, under the spec's name or any other."""
+    return store.find(ready.spec.name, run_key=ready.run_key) or store.find(run_key=ready.run_key)
+
+
+def prepare(
+    spec: Spec,
+    *,
+    device: str | None = None,
+    model_path: str | None = None,
+    fingerprints: dict[Path, str] | None = None,
+) -> Prepared:
     """Find and hash everything the spec refers to, without loading the model.
 
     `model_path` is where the model is to be found, if not where the spec says; the spec keeps the name it was given.
+    `fingerprints` remembers those of model directories between the runs of a sweep.
     """
     from workbench.models import fingerprint_directory
     from workbench.models.source import resolve
@@ -126,7 +137,10 @@ def prepare(spec: Spec, *, device: str | None = None, model_path: str | None = N
     inputs = gather(spec)
     model_path = resolve_model_path(model_path or spec.model.path, spec.folders)
     directory = resolve(model_path, revision=spec.model.revision).path
-    fingerprint = fingerprint_directory(directory)
+    known = {} if fingerprints is None else fingerprints
+    if directory not in known:
+        known[directory] = fingerprint_directory(directory)
+    fingerprint = known[directory]
     configuration = identity.configuration_digest(directory)
     kind = identity.device_kind(spec.model.device)
     key = identity.run_key(
@@ -151,6 +165,7 @@ def compute(ready: Prepared, *, say: Say | None = None) -> Result:
         dtype=spec.model.dtype,
         revision=spec.model.revision,
         attn=spec.model.attn,
+        quantize=spec.model.quantize,
         name=_display_name(spec.model.path, ready.model_path),
     )
     if model.fingerprint != ready.fingerprint:

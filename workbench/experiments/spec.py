@@ -184,6 +184,8 @@ def load_specs(path: str | Path, *, overrides: Iterable[Override] = ()) -> list[
             raise InputError(
                 f"{source}: a spec is a mapping with keys {', '.join(Spec.model_fields)}, not {_shown(document)}."
             )
+        if beside := next((key for key in ("sweep", "launch") if key in document), None):
+            raise InputError(f"{source}: {beside} is for the command line; run it with `workbench run {source}`.")
         spec = build(document, source=source, overrides=overrides)
         if len(documents) > 1 and not document.get("name"):
             spec = build({**document, "name": f"{spec.name}-{index}"}, source=source, overrides=overrides)

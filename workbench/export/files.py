@@ -13,12 +13,9 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import InputError
-
-if TYPE_CHECKING:
-    from workbench.export.frame import Frame
 
 SUFFIX = ".provenance.json"
 
@@ -66,13 +63,16 @@ def sidecar_path(path: str | Path) -> Path:
     return Path(path).with_name(Path(path).name + SUFFIX)
 
 
-def write_sidecar(path: str | Path, content: bytes, provenance: Mapping[str, Any], frame: Frame) -> None:
-    """Write what `path` holds and where it came from; keys of `provenance` stand at the top level."""
+def write_sidecar(
+    path: str | Path, content: bytes, provenance: Mapping[str, Any], table: Mapping[str, Any] | None = None
+) -> None:
+    """Write where `path` came from; keys of `provenance` stand at the top level, `table` is `Frame.describe()`."""
     entry = {
         **provenance,
         "file": {"name": Path(path).name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)},
-        "table": {"meta": frame.meta, "columns": frame.kinds, "rows": frame.n_rows},
     }
+    if table is not None:
+        entry["table"] = dict(table)
     try:
         text = json.dumps(jsonable(entry), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -91,7 +91,8 @@ def read_sidecar(path: str | Path, content: bytes) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(read(sidecar))
-        digest, table = entry["file"]["sha256"], {key: dict(entry["table"][key]) for key in ("meta", "columns")}
+        digest, table = entry["file"]["sha256"], dict(entry["table"])
+        table |= {key: dict(table[key]) for key in ("meta", "columns")}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{str(sidecar)!r} is not a provenance file of ours; remove it or pass meta=.") from error
     if digest != hashlib.sha256(content).hexdigest():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from workbench.errors import InputError, did_you_mean
 
 INT, FLOAT, BOOL, TEXT, OTHER = "int", "float", "bool", "text", "other"
+DIGITS = 4
 _OPTIONAL_INTEGER = ("n", "rank")
-_NOT_APPLICABLE = ("head", "kv_group")  # -1 means "no such thing"
+NOT_APPLICABLE = ("head", "kv_group")  # -1 means "no such thing"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Frame:
     """Columns of Python values (None: undefined), the kind of each column, and metadata.
 
     `heads` is the whole `HeadTable` of which the frame shows all or some rows, if it does. `raw` is the pyarrow table
-    it came from, when it came from one unchanged, so that Parquet keeps the exact types.
+    it came from, when it came from one unchanged, so that Parquet keeps the exact types. `digits` is how many
+    significant digits the formats for reading show, None for all. `groups` names, for a wide table, the result each
+    column came from and the column's name in it.
     """
 
     columns: dict[str, list[Any]]
@@ -33,6 +36,8 @@ class Frame:
     meta: dict[str, Any]
     heads: Any = None
     raw: Any = None
+    digits: int | None = DIGITS
+    groups: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -43,15 +48,34 @@ class Frame:
 
     def shown(self, name: str) -> list[Any]:
         """A column as people read it: also -1 for "no head" and "no group" is undefined."""
-        if self.heads is not None and name in _NOT_APPLICABLE:
+        if self.heads is not None and name in NOT_APPLICABLE:
             return [None if value == -1 else value for value in self.columns[name]]
         return self.columns[name]
 
+    def describe(self) -> dict[str, Any]:
+        """What a reader needs to turn the text of a file back into this table."""
+        return {
+            "meta": self.meta,
+            "columns": self.kinds,
+            "rows": self.n_rows,
+            "digits": self.digits,
+            "heads": self.heads is not None,
+        }
+
     @classmethod
-    def of(cls, table: Any, *, top: int | None = None, columns: Sequence[str] | None = None) -> Frame:
-        """Take a `HeadTable`, a pyarrow table, a pandas frame or a mapping; keep `top` rows and `columns`."""
+    def of(
+        cls,
+        table: Any,
+        *,
+        top: int | None = None,
+        columns: Sequence[str] | None = None,
+        digits: int | None = DIGITS,
+    ) -> Frame:
+        """Take a `HeadTable`, a pyarrow table, a pandas frame, a mapping or a frame; keep `top` rows and `columns`."""
         from workbench.tables import HeadTable
 
+        if digits is not None and (isinstance(digits, bool) or not isinstance(digits, int) or not 1 <= digits <= 17):
+            raise InputError(f"digits={digits!r} is unusable; give 1 to 17 significant digits, or None for all.")
         if isinstance(table, HeadTable):
             frame = _of_heads(table.top(top) if top is not None else table, whole=table)
         else:
@@ -61,8 +85,16 @@ class Frame:
                 import pyarrow as pa
 
                 table = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
-            frame = _of_arrow(table, top) if hasattr(table, "column_names") else _of_mapping(table, top)
-        return frame if columns is None else _only(frame, columns)
+            if isinstance(table, Frame):
+                frame = table if top is None else table.first(top)
+            else:
+                frame = _of_arrow(table, top) if hasattr(table, "column_names") else _of_mapping(table, top)
+        return replace(frame if columns is None else _only(frame, columns), digits=digits)
+
+    def first(self, k: int) -> Frame:
+        """The first k rows."""
+        raw = self.raw.slice(0, k) if self.raw is not None else None
+        return replace(self, columns={name: values[:k] for name, values in self.columns.items()}, raw=raw)
 
 
 def _of_heads(table: Any, *, whole: Any) -> Frame:
@@ -112,7 +144,7 @@ def _only(frame: Frame, names: Sequence[str]) -> Frame:
             )
     raw = frame.raw.select(list(names)) if frame.raw is not None else None
     columns = {name: frame.columns[name] for name in names}
-    return Frame(columns, {name: frame.kinds[name] for name in names}, frame.meta, heads=frame.heads, raw=raw)
+    return replace(frame, columns=columns, kinds={name: frame.kinds[name] for name in names}, raw=raw)
 
 
 def _plain(values: np.ndarray) -> tuple[list[Any], str]:

@@ -1,7 +1,7 @@
 """Tables as HTML that stands alone: a page for sending around, and the short form a notebook shows.
 
 No script, no font, nothing fetched; every text is escaped. The heatmap is inline SVG, one rectangle per head with its
-numbers as a tooltip.
+numbers as a tooltip. Text and lines take the colour of the page around them, light or dark.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ _STYLE = (
     "th{border-bottom:2px solid #8a929b}dl{display:grid;grid-template-columns:max-content auto;gap:.1em 1em}"
     "dt{color:#57606a}dd{margin:0;overflow-wrap:anywhere}.wide{overflow-x:auto}"
 )
+
+
+_LABEL = 11  # pixels, of the heatmap's numbers
 
 
 def page(frame: Frame) -> str:
@@ -53,19 +56,30 @@ def preview(table: Any, k: int = 10) -> str:
         f"{table.n_layers} layers × {table.n_heads} {table.row_kind}s, {int(table.ok.sum())} of {len(table)} ok"
     )
     picture = heatmap(table) if len(table) else ""
-    best = rows(Frame.of(table, top=k)) if table.ok.any() else ""
+    best = rows(Frame.of(table, top=k, columns=_telling(table.top(k)))) if table.ok.any() else ""
     return (
-        f'<div><p>{line}</p><div style="display:flex;flex-wrap:wrap;gap:1.5em;align-items:flex-start">'
-        f"<div>{picture}</div><div>{best}</div></div></div>"
+        f'<div style="color:inherit"><p>{line}</p>'
+        '<div style="display:flex;flex-wrap:wrap;gap:1.5em;align-items:flex-start">'
+        f'<div>{picture}</div><div style="overflow-x:auto">{best}</div></div></div>'
     )
 
 
+def _telling(best: Any) -> list[str]:
+    """The columns of the schema that say something about these rows; the others are in the table itself."""
+    index = ("layer", "kv_group") if best.row_kind == "kv_group" else ("layer", "head")
+    numbers = ("score", "stderr", "ci_low", "ci_high", "n", "null_mean", "null_p")
+    return [*index, *(name for name in numbers if np.isfinite(best[name].astype(float)).any())]
+
+
 def rows(frame: Frame) -> str:
-    """A `<table>`, numbers rounded to four significant digits."""
+    """A `<table>`, numbers rounded to the frame's digits."""
     right = {name: ' class="n"' if kind in (INT, FLOAT) else "" for name, kind in frame.kinds.items()}
     heads = "".join(f"<th{right[name]}>{escape(name)}</th>" for name in frame.columns)
     cells = [
-        [f"<td{right[name]}>{escape(rounded(value, frame.kinds[name]))}</td>" for value in frame.shown(name)]
+        [
+            f"<td{right[name]}>{escape(rounded(value, frame.kinds[name], frame.digits))}</td>"
+            for value in frame.shown(name)
+        ]
         for name in frame.columns
     ]
     body = "\n".join("<tr>" + "".join(row) + "</tr>" for row in zip(*cells, strict=True))
@@ -108,13 +122,13 @@ def heatmap(table: Any, column: str = "score") -> str:
         f'<text x="{left + (head + 0.5) * cell:g}" y="{top - 5}" text-anchor="middle">{head}</text>'
         for head in range(0, n_heads, colours.tick_step(n_heads))
     ]
-    width, height = left + n_heads * cell + 2, top + n_layers * cell + 20
     caption = f"{column} {rounded(low, FLOAT)} to {rounded(high, FLOAT)}; layers down, {table.row_kind}s across"
+    width = left + max(n_heads * cell, math.ceil(len(caption) * _LABEL * 0.55)) + 2  # a small grid, a long caption
+    height = top + n_layers * cell + 20
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(caption)}" font-family="sans-serif" font-size="9" fill="#57606a">'
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
-        f'<rect x="{left}" y="{top}" width="{n_heads * cell}" height="{n_layers * cell}" fill="{colours.LINE}"/>'
+        f'aria-label="{escape(caption)}" font-family="sans-serif" font-size="{_LABEL}" fill="currentColor">'
+        f'<rect x="{left}" y="{top}" width="{n_heads * cell}" height="{n_layers * cell}" fill-opacity=".15"/>'
         f"{''.join(parts)}{''.join(labels)}"
         f'<text x="{left}" y="{height - 6}">{escape(caption)}</text></svg>'
     )
@@ -123,4 +137,6 @@ def heatmap(table: Any, column: str = "score") -> str:
 def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_said(item)}" for key, item in value.items())
     return str(value)

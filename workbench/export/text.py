@@ -1,7 +1,7 @@
 """CSV, JSON and Markdown, and the short form a table shows at a Python prompt.
 
 CSV and JSON are exact: floats are written with the shortest digits that read back to the same float. Markdown is for
-reading: four significant digits. Nothing here knows files.
+reading: as many significant digits as the frame says. Nothing here knows files.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import re
 from typing import Any
 
 from workbench.export.files import jsonable
-from workbench.export.frame import BOOL, FLOAT, INT, Frame
+from workbench.export.frame import BOOL, DIGITS, FLOAT, INT, Frame
 
-_MARKDOWN = re.compile(r"([\\|`*\[\]<>~])")
-DIGITS = 4
+# An underscore inside a word is no emphasis, so that column names stay readable.
+_MARKDOWN = re.compile(r"([\\|`*\[\]<>~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+UNDEFINED = "–"
 
 
 def csv(frame: Frame) -> str:
@@ -30,16 +31,17 @@ def csv(frame: Frame) -> str:
 
 
 def json(frame: Frame) -> str:
-    """One object: metadata, column names, and one object per row."""
+    """One object: metadata, column names and kinds, and one object per row."""
     rows = [dict(zip(frame.columns, jsonable(row), strict=True)) for row in frame.rows()]
-    whole = {"meta": jsonable(frame.meta), "columns": list(frame.columns), "rows": rows}
+    said = {"meta": jsonable(frame.meta), "columns": list(frame.columns), "kinds": frame.kinds}
+    whole = {**said, "heads": frame.heads is not None, "rows": rows}
     return json_module.dumps(whole, ensure_ascii=False, allow_nan=False, indent=1, default=str) + "\n"
 
 
 def markdown(frame: Frame) -> str:
     """A pipe table, numbers to the right."""
     cells = {
-        name: [_markdown_text(rounded(value, kind)) for value in frame.shown(name)]
+        name: [_markdown_text(rounded(value, kind, frame.digits)) for value in frame.shown(name)]
         for name, kind in frame.kinds.items()
     }
     heads = {name: _markdown_text(name) for name in cells}
@@ -71,12 +73,12 @@ def preview(table: Any, k: int = 10) -> str:
     return f"{head}\n{markdown(Frame.of(table, top=k, columns=shown))}".rstrip("\n")
 
 
-def rounded(value: Any, kind: str, *, undefined: str = "–") -> str:
-    """A value as people read it: four significant digits, whole numbers whole."""
+def rounded(value: Any, kind: str, digits: int | None = DIGITS) -> str:
+    """A value as people read it: so many significant digits (None: all there are), whole numbers whole."""
     if value is None:
-        return undefined
+        return UNDEFINED
     if kind == FLOAT:
-        return f"{value:.{DIGITS}g}"
+        return repr(value) if digits is None else f"{value:.{digits}g}"
     if kind == BOOL:
         return "yes" if value else "no"
     return str(value)

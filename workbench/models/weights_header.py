@@ -59,7 +59,7 @@ def _span(name: str, entry: Any) -> tuple[int, int, str]:
         raise ValueError(f"tensor {name!r} is described by a {type(entry).__name__}")
     dtype = entry.get("dtype")
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise ValueError(f"tensor {name!r} has the dtype {str(dtype):.40}")
+        raise ValueError(f"tensor {name!r} has the dtype {dtype!s:.40}")
     shape, offsets = (_numbers(name, entry.get(key)) for key in ("shape", "data_offsets"))
     if len(offsets) != 2:
         raise ValueError(f"tensor {name!r} has {len(offsets)} offsets")
@@ -73,5 +73,5 @@ def _span(name: str, entry: Any) -> tuple[int, int, str]:
 def _numbers(name: str, values: Any) -> list[int]:
     """The values, if they are a list of whole numbers from 0."""
     if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"tensor {name!r} has the shape or offsets {str(values):.40}")
+        raise ValueError(f"tensor {name!r} has the shape or offsets {values!s:.40}")
     return values

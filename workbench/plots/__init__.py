@@ -1,4 +1,4 @@
-"""Figures as return values: heatmaps of heads, ranked bars, curves, needle grids, overlaps, graphs, maps over pictures.
+"""Figures as return values: heatmaps of heads, ranked bars, curves, needle grids, overlaps, graphs, attention.
 
 Every function takes a table and gives a plotly figure; nothing is shown, saved or set as a default on the way, and
 plotly is imported only when a figure is made. `write` is the one place that makes a file. It must never know a model or
@@ -6,14 +6,17 @@ an analysis.
 """
 
 from workbench.plots.agreement import faithfulness, roc, scatter
+from workbench.plots.attention import attention
 from workbench.plots.files import write
-from workbench.plots.heatmap import grid, heads
+from workbench.plots.heatmap import heads
 from workbench.plots.image_attention import image_attention, overlay
 from workbench.plots.network import graph
-from workbench.plots.series import bars, curves
+from workbench.plots.places import grid, positions
+from workbench.plots.series import bars, curves, intervals
 from workbench.plots.sets import matrix, upset
 
 __all__ = [
+    "attention",
     "bars",
     "curves",
     "faithfulness",
@@ -21,8 +24,10 @@ __all__ = [
     "grid",
     "heads",
     "image_attention",
+    "intervals",
     "matrix",
     "overlay",
+    "positions",
     "roc",
     "scatter",
     "upset",

@@ -84,7 +84,7 @@ def faithfulness(
                 **place,
             )
         for level in (0.0, 1.0):
-            fig.add_hline(y=level, line={"color": "#8a929b", "width": 1, "dash": "dot"}, **place)
+            fig.add_hline(y=level, line={"color": theme.AXIS, "width": 1, "dash": "dot"}, **place)
     fig.update_layout(
         title="faithfulness by size" if title is None else title,
         width=120 + {1: 560, 2: 400, 3: 320}[across] * across,
@@ -145,7 +145,7 @@ def roc(
         curves.append((area, name, xs, ys, np.r_[np.nan, threshold[rows], np.nan]))
     curves.sort(key=lambda one: -one[0])
     fig = go.Figure(layout={"template": theme.template()})
-    chance = {"color": "#8a929b", "width": 1.5, "dash": "dot"}
+    chance = {"color": theme.AXIS, "width": 1.5, "dash": "dot"}
     fig.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=chance, name="chance (0.50)", hoverinfo="skip"))
     for at, (area, name, xs, ys, cut) in enumerate(curves[:most]):
         hover = [
@@ -204,7 +204,8 @@ def scatter(
         raise InputError(f"by={by!r} is unknown; use 'score' or 'rank'.")
     found = a.compare(b, rule=rule, allow_basis_mismatch=allow_basis_mismatch)
     rows_a, rows_b = ({key: row for row, key in enumerate(one.keys())} for one in (a, b))
-    keys = [k for k, row in rows_a.items() if k in rows_b and a.ok[row] and b.ok[rows_b[k]]]
+    ok_a, ok_b = a.ok, b.ok
+    keys = [k for k, row in rows_a.items() if k in rows_b and ok_a[row] and ok_b[rows_b[k]]]
     if not keys:
         raise InputError("No head is defined in both tables, so there is nothing to draw.")
     letter = "G" if a.row_kind == "kv_group" else "H"
@@ -212,7 +213,7 @@ def scatter(
     called = tuple(escape(name) for name in called) if names else called
     in_a, in_b = set(found.heads_a), set(found.heads_b)
     kinds = {
-        "neither": ("circle-open", "#8a929b", 6),
+        "neither": ("circle-open", theme.AXIS, 6),
         "only x": ("triangle-right", theme.LINES[1], 10),
         "only y": ("triangle-up", theme.LINES[0], 10),
         "both": ("star", theme.LINES[2], 13),

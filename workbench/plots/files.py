@@ -12,19 +12,30 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
 from workbench.export import files
+from workbench.plots import theme as themes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+# Buttons by name: plotly.js would add one that sends the figure to its makers' server.
+CONFIG = {
+    "displaylogo": False,
+    "modeBarButtons": [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+}
 _IMAGES = (".png", ".svg", ".pdf")
 
 
-def write(fig: go.Figure, path: str | Path, *, scale: float = 2.0) -> None:
-    """Write a figure as .html, .png, .svg or .pdf, by the ending of `path`; `scale` is the pixel density of a .png.
+def write(fig: go.Figure, path: str | Path, *, scale: float = 2.0, theme: str = "light") -> None:
+    """Write a figure as .html, .png, .svg or .pdf, by the ending of `path`.
+
+    Args:
+        scale: pixel density of a .png.
+        theme: "light" or "dark".
 
     Raises:
-        InputError: another ending, a path that cannot be written, or a picture without kaleido and a browser.
+        InputError: another ending or theme, a path that cannot be written, or a picture without kaleido and a browser.
     """
+    fig = themes.themed(fig, theme)
     ending = Path(path).suffix.lower()
     if ending in (".html", ".htm"):
         files.write(path, html(fig).encode("utf-8"))
@@ -44,7 +55,7 @@ def html(fig: go.Figure, *, full_page: bool = True, plotly_js: bool = True) -> s
         include_mathjax=False,
         full_html=full_page,
         div_id=name,
-        config={"displaylogo": False, "responsive": True},
+        config={**CONFIG, "responsive": True},
     )
 
 

@@ -1,4 +1,4 @@
-"""Heatmaps: layer x head for any column of a head table, and recall by length x depth for needle tests.
+"""Heatmaps: layer x head for any column of a head table, and the hatched cells that every heatmap here is made of.
 
 Undefined cells are grey and hatched, never the colour of zero. Cells stay at least 9 pixels wide, so that 80 x 64 heads
 remain readable. It must never know how a score came about.
@@ -11,22 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench import stats
 from workbench.errors import InputError
 from workbench.export import colours
-from workbench.plots import columns, theme
+from workbench.plots import theme
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from workbench.tables import HeadTable
 
-_HOVER = {"score": "score", "ci_low": "interval", "n": "n", "null_p": "p", "rank": "rank"}
+_HOVER = {
+    "score": "score",
+    "stderr": "standard error",
+    "ci_low": "interval",
+    "n": "n",
+    "null_mean": "null mean",
+    "null_p": "p",
+    "q": "q",
+    "rank": "rank",
+}
+_ALPHA = 0.05
 
 
 def heads(
     table: HeadTable, *, column: str = "score", title: str | None = None, scale: colours.Scale = "auto"
 ) -> go.Figure:
-    """Layer x head heatmap of a column.
+    """Layer x head heatmap of a column; a dot marks the heads whose score beats its null.
+
+    A head beats its null where q < 0.05, of the column `q` or, without one, of `null_p` over all heads
+    (Benjamini-Hochberg). Uncertainty and significance are on hover.
 
     Args:
         column: any numeric column, extra ones too.
@@ -39,73 +53,37 @@ def heads(
     if scale not in ("auto", "sequential", "diverging"):
         raise InputError(f"scale={scale!r} is unknown; use 'auto', 'sequential' or 'diverging'.")
     grid = table.matrix(column)
+    q = significance(table)
     letter = "kv group" if table.row_kind == "kv_group" else "head"
     unit = f" ({table.meta['unit']})" if column == "score" and table.meta["unit"] else ""
+    cell = min(int(np.clip(760 // max(side, 1), 9, 34)) for side in (table.n_heads, table.n_layers))
+    height = max(300, 130 + cell * table.n_layers)
     fig = cells(
         grid,
         x=list(range(table.n_heads)),
         y=list(range(table.n_layers)),
-        hover=_head_hover(table, column),
-        bar=f"{column.replace('_', ' ')}{escape(unit)}",
+        hover=_head_hover(table, column, q),
+        bar=theme.wrapped(f"{column.replace('_', ' ')}{unit}", height - 150),
         scale=scale,
     )
-    cell = int(np.clip(760 // max(table.n_heads, 1), 9, 34))
-    tall = int(np.clip(760 // max(table.n_layers, 1), 9, 34))
-    cell = min(cell, tall)
+    if column == "score" and q is not None:
+        _dots(fig, table, q, cell)
     fig.update_layout(
         title=theme.name_of(table.meta) if title is None else title,
         width=max(460, 190 + cell * table.n_heads),
-        height=max(300, 130 + cell * table.n_layers),
+        height=height,
     )
     fig.update_xaxes(title=letter, dtick=colours.tick_step(table.n_heads), range=[-0.5, table.n_heads - 0.5])
     fig.update_yaxes(title="layer", dtick=colours.tick_step(table.n_layers), range=[table.n_layers - 0.5, -0.5])
     return fig
 
 
-def grid(
-    data: Any, *, x: str = "length", y: str = "depth", value: str = "recall", title: str | None = None
-) -> go.Figure:
-    """Mean of a value by length and depth (the needle-in-a-haystack picture); cells without a sample are hatched."""
-    table = columns.take(data, x, y, value)
-    found = {name: columns.numbers(name, values) for name, values in table.items()}
-    placed = ~np.isnan(found[x]) & ~np.isnan(found[y])
-    across, column = np.unique(found[x][placed], return_inverse=True)
-    down, row = np.unique(found[y][placed], return_inverse=True)
-    values = found[value][placed]
-    defined = ~np.isnan(values)
-    total, count = np.zeros((len(down), len(across))), np.zeros((len(down), len(across)))
-    np.add.at(total, (row[defined], column[defined]), values[defined])
-    np.add.at(count, (row[defined], column[defined]), 1)
-    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    hover = np.array(
-        [
-            [
-                f"{escape(x)} {across[j]:g}<br>{escape(y)} {down[i]:g}<br>{escape(value)} {number(mean[i, j])}<br>"
-                f"n {int(count[i, j])}"
-                for j in range(len(across))
-            ]
-            for i in range(len(down))
-        ],
-        dtype=object,
-    ).reshape(mean.shape)
-    within_one = not np.isnan(mean).all() and np.nanmin(mean) >= 0 and np.nanmax(mean) <= 1
-    fig = cells(
-        mean,
-        x=[f"{place:g}" for place in across],
-        y=[f"{place:g}" for place in down],
-        hover=hover,
-        bar=escape(value),
-        scale="auto",
-        limits=(0.0, 1.0) if within_one else None,
-    )
-    fig.update_layout(
-        title=f"{escape(value)} by {escape(x)} and {escape(y)}" if title is None else title,
-        width=max(460, 190 + 44 * len(across)),
-        height=max(300, 130 + 34 * len(down)),
-    )
-    fig.update_xaxes(title=x, type="category")
-    fig.update_yaxes(title=y, type="category", autorange="reversed")
-    return fig
+def significance(table: HeadTable) -> np.ndarray | None:
+    """q of every row: the column of that name, else from `null_p` over the rows that are ok; None without either."""
+    if "q" in table.columns and table.columns["q"].dtype.kind == "f":
+        return table["q"]
+    p = np.where(table.ok, table["null_p"], np.nan)
+    return None if np.isnan(p).all() else stats.benjamini_hochberg(p)
 
 
 def cells(
@@ -189,13 +167,48 @@ def _hatch(fig: go.Figure, undefined: np.ndarray, x: list[Any], y: list[Any], ho
     )
 
 
-def _head_hover(table: HeadTable, column: str) -> np.ndarray:
+def _dots(fig: go.Figure, table: HeadTable, q: np.ndarray, cell: int) -> None:
+    """A dot in each cell that beats its null, and one word about it; without such cells the title's line says so."""
+    import plotly.graph_objects as go
+
+    rows = np.flatnonzero((q < _ALPHA) & table.ok)
+    index = table["kv_group"] if table.row_kind == "kv_group" else table["head"]
+    if rows.size:
+        size = int(np.clip(cell // 4, 3, 7))
+        ring = {"width": 1, "color": theme.PAPER}
+        fig.add_trace(
+            go.Scatter(
+                x=index[rows].tolist(),
+                y=table["layer"][rows].tolist(),
+                mode="markers",
+                marker={"symbol": "circle", "size": size, "color": theme.INK, "line": ring},
+                hoverinfo="skip",
+                name="beats its null",
+                showlegend=False,
+            )
+        )
+    said = f"● {rows.size} of {int(table.ok.sum())} beat their null (q < {_ALPHA:g})" if rows.size else ""
+    fig.add_annotation(
+        text=said or f"none beats its null (q < {_ALPHA:g})",
+        x=0,
+        y=1,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="bottom",
+        showarrow=False,
+        font={"size": 12, "color": theme.MUTED},
+    )
+
+
+def _head_hover(table: HeadTable, column: str, q: np.ndarray | None) -> np.ndarray:
     """One text per cell: where it is and every number that is defined there."""
     kv = table.row_kind == "kv_group"
     index = table["kv_group"] if kv else table["head"]
     texts = np.full(table.shape, "no row", dtype=object)
     for row in range(len(table)):
         value = {name: values[row] for name, values in table.columns.items()}
+        value["q"] = np.nan if q is None else q[row]
         where = f"<b>layer {value['layer']}, {'kv group' if kv else 'head'} {index[row]}</b>"
         lines = [where]
         if not kv and value["kv_group"] >= 0:

@@ -94,7 +94,7 @@ def image_attention(
             x=x.tolist(),
             y=y.tolist(),
             customdata=[[None if not np.isfinite(v) else float(v) for v in row] for row in values],
-            colorscale=[[0, theme.faded("#d55e00", 0.0)], [1, theme.faded("#d55e00", 0.85)]],
+            colorscale=[[0, theme.faded(theme.LINES[1], 0.0)], [1, theme.faded(theme.LINES[1], 0.85)]],
             zmin=0,
             zmax=1,
             showscale=False,

@@ -38,7 +38,8 @@ def graph(nodes: Any, edges: Any, *, group: int = 1, most: int = 400, title: str
     head of that kv group among the nodes; a receiver that is no node is drawn hollow.
 
     Args:
-        nodes: columns node, layer; optional kind, head, effect, stderr, stage, role, seen_by.
+        nodes: columns node, layer; optional kind, head, effect, stderr, stage, role, seen_by. None: what sends is a
+            node, as in a table of patched paths, and the title says how many of the edges are drawn.
         edges: columns sender, receiver, effect; optional stderr, stage, view, seen_by.
         group: query heads per kv group.
         most: how many edges at most, the strongest; the title says how many there are.
@@ -48,13 +49,16 @@ def graph(nodes: Any, edges: Any, *, group: int = 1, most: int = 400, title: str
     """
     import plotly.graph_objects as go
 
-    table = columns.take(nodes, "node", "layer", optional=_FACTS)
     links = columns.take(edges, "sender", "receiver", "effect", optional=("stderr", "stage", "view", "seen_by"))
+    effect = columns.numbers("effect", links["effect"])
+    order = np.argsort(-np.nan_to_num(np.abs(effect), nan=-1.0), kind="stable")[: max(0, most)]
+    if nodes is None:
+        nodes = {"node": list(dict.fromkeys(str(links["sender"][row]) for row in order))}
+        nodes["layer"] = [_level(name)[0] for name in nodes["node"]]
+    table = columns.take(nodes, "node", "layer", optional=_FACTS)
     names = [str(name) for name in table["node"]]
     if not names:
         raise InputError("There are no nodes, so there is no graph to draw.")
-    effect = columns.numbers("effect", links["effect"])
-    order = np.argsort(-np.nan_to_num(np.abs(effect), nan=-1.0), kind="stable")[: max(0, most)]
     arrows: list[tuple[int, str, str, str]] = []  # row, sender, node it reaches, input
     for row in order.tolist():
         sender, receiver = str(links["sender"][row]), str(links["receiver"][row])
@@ -237,7 +241,7 @@ def _draw_nodes(
             marker={
                 "symbol": square,
                 "size": 40 if large else 9,
-                "color": ["#eef3f8"] * len(names) + ["#ffffff"] * len(ghosts),
+                "color": [theme.NODE] * len(names) + [theme.PAPER] * len(ghosts),
                 "line": {"color": theme.INK, "width": [1.5] * len(names) + [1.0] * len(ghosts)},
                 "opacity": 1,
             },
@@ -259,7 +263,7 @@ def _draw_nodes(
                 mode="text",
                 text=[role.replace(" ", "<br>") for role in roles.values()],
                 textposition="middle right",
-                textfont={"size": 10, "color": "#57606a"},
+                textfont={"size": 10, "color": theme.MUTED},
                 hoverinfo="skip",
                 name="roles",
                 showlegend=False,

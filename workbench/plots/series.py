@@ -73,7 +73,7 @@ def bars(table: HeadTable, k: int = 20, *, title: str | None = None) -> go.Figur
                 name="null mean",
             )
         )
-    unit = f" ({escape(table.meta['unit'])})" if table.meta["unit"] else ""
+    unit = f" ({table.meta['unit']})" if table.meta["unit"] else ""
     named = theme.name_of(table.meta)
     fig.update_layout(
         title=f"{named} · best {len(best)}" if title is None else title,
@@ -82,9 +82,107 @@ def bars(table: HeadTable, k: int = 20, *, title: str | None = None) -> go.Figur
         showlegend=bool((~np.isnan(null)).any()),
         bargap=0.25,
     )
-    fig.update_xaxes(title=f"{escape(table.meta['metric'])}{unit}")
+    said = theme.wrapped(f"{table.meta['metric']}{unit}", 480)
+    fig.update_xaxes(title={"text": said, "standoff": 12}, automargin=True)
     fig.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1, automargin=True)
     return fig
+
+
+def intervals(
+    data: Any,
+    *,
+    labels: str | Sequence[str],
+    value: str,
+    low: str = "ci_low",
+    high: str = "ci_high",
+    most: int = 60,
+    title: str | None = None,
+) -> go.Figure:
+    """One point with its interval per row, in the table's order: conditions beside each other.
+
+    Args:
+        labels: the columns that name a row; parts that are missing or the same in every row are left out. Rows of one
+            name (random draws) stand on one line, without their intervals.
+        most: how many names at most, the first; the title says how many there are.
+
+    Raises:
+        InputError: a column is missing, or no row has a value.
+    """
+    import plotly.graph_objects as go
+
+    by = (labels,) if isinstance(labels, str) else tuple(labels)
+    table = columns.take(data, *by, value, low, high)
+    middle, lowest, highest = (columns.numbers(name, table[name]) for name in (value, low, high))
+    if not np.isfinite(middle).any():
+        raise InputError(f"No row has a {value}, so there is nothing to draw.")
+    telling = [name for name in by if len({str(word) for word in table[name]}) > 1] or [by[0]]
+    words = [_name(telling, [table[name][row] for name in telling]) for row in range(len(middle))]
+    every = list(dict.fromkeys(words))
+    shown = every[:most]
+    count = {name: words.count(name) for name in shown}
+    rows = [row for row, name in enumerate(words) if name in count and np.isfinite(middle[row])]
+    fig = go.Figure(layout={"template": theme.template()})
+    for several, said in ((True, "draws"), (False, "mean and interval")):
+        mine = [row for row in rows if (count[words[row]] > 1) == several]
+        if not mine:
+            continue
+        bound = np.isfinite(lowest[mine]) & np.isfinite(highest[mine]) & (not several)
+        arms = {
+            "array": _plain(np.where(bound, np.maximum(highest[mine] - middle[mine], 0), np.nan)),
+            "arrayminus": _plain(np.where(bound, np.maximum(middle[mine] - lowest[mine], 0), np.nan)),
+        }
+        hover = [
+            f"<b>{escape(words[row])}</b><br>{escape(value)} {middle[row]:.4g}"
+            + (f"<br>interval {lowest[row]:.4g} to {highest[row]:.4g}" if np.isfinite(lowest[row]) else "")
+            for row in mine
+        ]
+        fig.add_trace(
+            go.Scatter(
+                x=_plain(middle[mine]),
+                y=[escape(words[row]) for row in mine],
+                mode="markers",
+                marker={
+                    "size": 8 if several else 10,
+                    "symbol": "circle-open" if several else "circle",
+                    "color": theme.LINES[4 if several else 0],
+                },
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    **arms,
+                    "color": theme.INK,
+                    "thickness": 1.2,
+                    "width": 4,
+                    "visible": bool(bound.any()),
+                },
+                text=hover,
+                hovertemplate="%{text}<extra></extra>",
+                name=said,
+            )
+        )
+    more = f" · first {len(shown)} of {len(every)}" if len(every) > len(shown) else ""
+    fig.update_layout(
+        title=(f"{escape(value)} by {escape(', '.join(telling))}" if title is None else title) + more,
+        width=760,
+        height=max(240, 130 + 24 * len(shown)),
+        showlegend=len(list(fig.select_traces())) > 1,
+    )
+    inside = middle[rows]
+    whole = inside.min() >= 0 and 0.5 < inside.max() <= 1  # shares; small ones are shown larger
+    fig.update_xaxes(title=escape(value), range=[-0.03, 1.03] if whole else None, rangemode="tozero")
+    ends = {"categoryorder": "array", "categoryarray": [escape(name) for name in shown]}
+    fig.update_yaxes(type="category", autorange="reversed", dtick=1, automargin=True, **ends)
+    return fig
+
+
+def _name(columns_: Sequence[str], values: Sequence[Any]) -> str:
+    """`zero, k 4`: words as they are, numbers with the name of their column, nothing for what is missing."""
+    parts = []
+    for name, value in zip(columns_, values, strict=True):
+        missing = value is None or (isinstance(value, (float, np.floating)) and np.isnan(value))
+        if not missing and str(value):
+            parts.append(f"{name} {value:g}" if isinstance(value, (int, float, np.number)) else str(value))
+    return ", ".join(parts) or "–"
 
 
 def curves(
@@ -127,8 +225,12 @@ def curves(
             points = _given(name, across[mine], values[mine], edges[0][mine], edges[1][mine])
         else:
             points = _averaged(across[mine], values[mine], seed)
-        _line(fig, name, theme.LINES[at % len(theme.LINES)], x, y, *points)
+        _line(fig, name, at, x, y, *points)
     fig.update_layout(title=f"{escape(y)} by {escape(x)}" if title is None else title, width=760, height=440)
+    if len(names) > 3:  # above the picture they would run into its title
+        room = 60 + 8 * max(map(len, names))
+        beside = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1.0, "yanchor": "top"}
+        fig.update_layout(legend=beside, width=760 + min(room, 320), height=max(440, 120 + 21 * len(names)))
     fig.update_xaxes(title=x)
     fig.update_yaxes(title=y, rangemode="tozero")
     return fig
@@ -160,7 +262,7 @@ def _averaged(x: np.ndarray, y: np.ndarray, seed: int) -> Points:
 def _line(
     fig: go.Figure,
     name: str,
-    colour: str,
+    at: int,
     x_name: str,
     y_name: str,
     x: np.ndarray,
@@ -171,6 +273,7 @@ def _line(
 ) -> None:
     import plotly.graph_objects as go
 
+    colour, dash = theme.LINES[at % len(theme.LINES)], ("solid", "dash", "dot")[at // len(theme.LINES) % 3]
     band = ~np.isnan(low) & ~np.isnan(high)
     if band.sum() > 1:
         fig.add_trace(
@@ -187,16 +290,16 @@ def _line(
             )
         )
     hover = []
-    for at in range(len(x)):
-        text = f"<b>{escape(name)}</b><br>{escape(x_name)} {x[at]:g}<br>{escape(y_name)} {y[at]:.4g}"
-        text += f"<br>interval {low[at]:.4g} to {high[at]:.4g}" if band[at] else ""
-        hover.append(text + (f"<br>n {int(n[at])}" if not np.isnan(n[at]) else ""))
+    for i in range(len(x)):
+        text = f"<b>{escape(name)}</b><br>{escape(x_name)} {x[i]:g}<br>{escape(y_name)} {y[i]:.4g}"
+        text += f"<br>interval {low[i]:.4g} to {high[i]:.4g}" if band[i] else ""
+        hover.append(text + (f"<br>n {int(n[i])}" if not np.isnan(n[i]) else ""))
     fig.add_trace(
         go.Scatter(
             x=_plain(x),
             y=_plain(y),
             mode="lines+markers",
-            line={"color": colour, "width": 2},
+            line={"color": colour, "width": 2, "dash": dash},
             marker={"size": 6},
             name=escape(name),
             legendgroup=name,

@@ -79,7 +79,8 @@ def forward(
     Raises:
         InputError: shapes that do not fit together, positions beyond a learned position table, image tokens without
             pixels, pixels without image tokens.
-        CapabilityError: a cache for a native bridge, which has none.
+        CapabilityError: a cache for a native bridge, which has none; padded rows in float64 where the architecture
+            turns them into NaN.
     """
     hf = model.hf
     if hf is None and (cache is not None or use_cache):
@@ -107,6 +108,11 @@ def forward(
             given["logits_to_keep"] = logits_to_keep
         with swapped(dense_unembedding(hf)):
             logits = hf(**given).logits
+    if logits.dtype == torch.float64 and mask is not None and not bool(mask.all()) and bool(logits.isnan().any()):
+        raise CapabilityError(
+            f"Model {model.name!r} takes its softmax in float32, where the float64 mask of padded rows overflows and "
+            "gives NaN; give prompts of one length, or load it in float32."
+        )
     return Output(logits if takes.logits_to_keep else _keep(logits, logits_to_keep), cache)
 
 

@@ -46,6 +46,11 @@ class Artifact:
     def __str__(self) -> str:
         return self.ref
 
+    def _repr_html_(self) -> str:
+        from workbench.store import views
+
+        return views.artifact(self)
+
     @property
     def config(self) -> dict[str, Any]:
         return self.manifest["config"]
@@ -70,6 +75,16 @@ class Artifact:
     def removed(self) -> dict[str, str] | None:
         """``{"why", "at"}`` when the payloads were removed and only the record is left, else None."""
         return self.manifest.get("removed")
+
+    @property
+    def where(self) -> str:
+        """The folder or address it is in, for people."""
+        return str(self.folder)
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """Where it was pulled from, ``{"url", "ref", "manifest", "created"}``; None when it was made here."""
+        return self.manifest.get("origin")
 
     def files(self) -> dict[str, dict[str, Any]]:
         """File name -> ``{"sha256", "size"}``."""

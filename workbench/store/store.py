@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import CorruptArtifact, InputError, NotFound, StoreError, did_you_mean
 from workbench.store import care, disk, manifest, refs
 from workbench.store.artifact import Artifact, Stage
 from workbench.store.local import Tree
+from workbench.store.remote_files import is_url
+
+if TYPE_CHECKING:
+    from workbench.store.remote import Transfer
+    from workbench.store.remote_tree import RemoteTree
 
 Reference = str | Artifact
 Parent = str | Artifact | Mapping[str, str]
@@ -48,18 +53,46 @@ class Store:
     """A folder of versioned artifacts: ``Store()`` is ``$WORKBENCH_STORE`` or ``./artifacts``.
 
     An absent folder reads as an empty store; the first commit creates it. ``durable=False`` skips flushing to disk,
-    for scratch stores that need not survive a power cut.
+    for scratch stores that need not survive a power cut. A URL (``s3://bucket/prefix``) is a store others pushed to,
+    which can be read; ``push`` and ``pull`` copy versions between the two kinds.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, durable: bool = True) -> None:
         text = os.fspath(path) if path is not None else os.environ.get("WORKBENCH_STORE") or "artifacts"
-        if "://" in text:
-            raise StoreError(f"The store {text!r} is a URL; give a local folder.")
-        self.root = Path(text).expanduser().absolute()
-        self._tree = Tree(self.root, durable=durable)
+        self._tree: Tree | RemoteTree
+        if is_url(text):
+            from workbench.store.remote_tree import RemoteTree
+
+            self._tree = RemoteTree(text)
+        else:
+            self._tree = Tree(Path(text).expanduser().absolute(), durable=durable)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"Store({self.where!r})"
+
+    def _repr_html_(self) -> str:
+        from workbench.store import views
+
+        return views.store(self)
+
+    @property
+    def where(self) -> str:
+        """The folder or address, for people."""
+        return str(self._tree.root) if isinstance(self._tree, Tree) else self._tree.remote.url
+
+    @property
+    def root(self) -> Path:
+        """The folder on disk."""
+        return self.writable().root
+
+    def writable(self) -> Tree:
+        """The tree on disk; StoreError for a store at a URL, which is only read."""
+        if not isinstance(self._tree, Tree):
+            raise StoreError(
+                f"The store {self.where} can only be read; work in a local store and copy with `workbench push` and "
+                "`workbench pull`."
+            )
+        return self._tree
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
@@ -108,6 +141,7 @@ class Store:
 
     def find(self, name: str | None = None, *, run_key: str) -> Artifact | None:
         """The newest whole artifact with that run key (under ``name``, or anywhere), or None: a cache lookup."""
+        self.writable()  # whoever asks is about to run something, and should hear now that it could not be kept
         found = []
         for folder in [refs.check_name(name)] if name else self._tree.folders():
             for _, page in self._tree.history(folder):
@@ -146,7 +180,7 @@ class Store:
         if not self._tree.versions(name):
             names = self._tree.folders()
             here = "" if names else " The store is empty."
-            raise NotFound(f"There is no artifact {name!r} in {str(self.root)!r}.{did_you_mean(name, names)}{here}")
+            raise NotFound(f"There is no artifact {name!r} in {self.where!r}.{did_you_mean(name, names)}{here}")
         return name
 
     def _has_version(self, name: str, version: int) -> int:
@@ -176,7 +210,7 @@ class Store:
             if not isinstance(page, CorruptArtifact) and (page["digest"] or "").startswith(f"sha256:{digits}")
         ]
         if not found:
-            raise NotFound(f"No artifact matches {ref!r} in {str(self.root)!r}; `workbench ls` lists what there is.")
+            raise NotFound(f"No artifact matches {ref!r} in {self.where!r}; `workbench ls` lists what there is.")
         if len({art.digest for art in found}) > 1:
             listing = ", ".join(f"{art.ref} ({art.digest[:19]})" for art in sorted(found, key=lambda art: art.ref)[:8])
             raise StoreError(f"{ref!r} is ambiguous: it matches {listing}; give more digits.")
@@ -191,6 +225,8 @@ class Store:
         return None
 
     def _artifact(self, page: manifest.Manifest) -> Artifact:
+        if not isinstance(self._tree, Tree):
+            return self._tree.artifact(page)
         name, version = page["name"], page["version"]
         return Artifact(name, version, page["digest"] or "", self._tree.folder(name, version), page)
 
@@ -224,15 +260,16 @@ class Store:
             timing=timing,
             summary=summary,
         )
+        tree = self.writable()
         with ExitStack() as stack:
-            with disk.explained(self.root):
-                self._tree.create()
-                folder = stack.enter_context(self._tree.private_folder())
-            stage = Stage(folder, self.root)
+            with disk.explained(tree.root):
+                tree.create()
+                folder = stack.enter_context(tree.private_folder())
+            stage = Stage(folder, tree.root)
             yield stage
             names = stage.check()
-            with disk.explained(self.root):
-                page, is_new = self._tree.commit(folder, draft, names, force=force)
+            with disk.explained(tree.root):
+                page, is_new = tree.commit(folder, draft, names, force=force)
             stage.close(self._artifact(page), is_new)
 
     def _parent(self, item: Parent) -> Mapping[str, str]:
@@ -245,22 +282,38 @@ class Store:
 
     def tag(self, ref: Reference, tag: str, *, force: bool = False) -> Artifact:
         """Point ``tag`` at a version; a tag that points elsewhere moves only with ``force``."""
+        tree = self.writable()
         art = self.get(ref)
-        with disk.explained(self.root, "the tag was not set"):
-            self._tree.set_tag(art.name, art.version, refs.check_tag(tag), force=force)
+        with disk.explained(tree.root, "the tag was not set"):
+            tree.set_tag(art.name, art.version, refs.check_tag(tag), force=force)
         return art
 
     def untag(self, name: str, tag: str) -> None:
         """Take a tag away; the version stays."""
-        with disk.explained(self.root, "the tag was not removed"):
+        tree = self.writable()
+        with disk.explained(tree.root, "the tag was not removed"):
             try:
-                self._tree.drop_tag(self._known(refs.check_name(name)), refs.check_tag(tag))
+                tree.drop_tag(self._known(refs.check_name(name)), refs.check_tag(tag))
             except FileNotFoundError:
                 raise NotFound(f"{name!r} has no tag {tag!r}.{did_you_mean(tag, self.tags(name))}") from None
 
     def tags(self, name: str) -> dict[str, int]:
         """Tag -> version number."""
         return self._tree.tags(refs.check_name(name))
+
+    # -- elsewhere -------------------------------------------------------------------------------------------------
+
+    def push(self, refs: Sequence[str] | None, url: str, *, move_tags: bool = False) -> list[Transfer]:
+        """Copy versions (None: all) to the store at ``url``; see ``workbench.store.remote.push``."""
+        from workbench.store import remote
+
+        return list(remote.push(self, refs, url, move_tags=move_tags))
+
+    def pull(self, refs: Sequence[str] | None, url: str, *, move_tags: bool = False) -> list[Transfer]:
+        """Copy versions (None: all) from the store at ``url``; see ``workbench.store.remote.pull``."""
+        from workbench.store import remote
+
+        return list(remote.pull(self, refs, url, move_tags=move_tags))
 
     # -- history ---------------------------------------------------------------------------------------------------
 
@@ -349,19 +402,22 @@ class Store:
         ``repair`` restores files from a sound copy and moves the rest of the damage to ``.store/quarantine``;
         nothing is ever deleted.
         """
-        with disk.explained(self.root, "the repair stopped half-way"):
-            return care.fsck(self._tree, fast=fast, repair=repair)
+        tree = self.writable()
+        with disk.explained(tree.root, "the repair stopped half-way"):
+            return care.fsck(tree, fast=fast, repair=repair)
 
     def gc(self, *, age: float = care.DAY) -> care.Freed:
         """Remove what no version refers to: staging left by dead writers for ``age`` seconds, unshared objects."""
-        with disk.explained(self.root, "some left-overs remain"):
-            return care.gc(self._tree, age=age)
+        tree = self.writable()
+        with disk.explained(tree.root, "some left-overs remain"):
+            return care.gc(tree, age=age)
 
     def remove(self, ref: Reference, why: str) -> Artifact:
         """Remove the payloads of a version; its number, config, inputs and digest stay on record with ``why``."""
+        tree = self.writable()
         art = self._resolve(ref)
-        with disk.explained(self.root, f"{art.ref} is only partly removed"):
-            return self._artifact(care.remove(self._tree, art.name, art.version, why))
+        with disk.explained(tree.root, f"{art.ref} is only partly removed"):
+            return self._artifact(care.remove(tree, art.name, art.version, why))
 
 
 def _is_whole(art: Artifact) -> bool:

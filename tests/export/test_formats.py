@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from workbench import export
 from workbench.errors import InputError
-from workbench.export import files, latex
+from workbench.export import files
 from workbench.tables import HeadTable
 
 FEW = settings(max_examples=30, deadline=None)
@@ -153,29 +153,6 @@ def test_top_keeps_the_best_heads_best_first():
     shown = [line.split("|")[2].strip() for line in (table.to_markdown(top=2) or "").splitlines()[2:]]
     assert shown == ["1", "2"]
     assert (table.to_latex(top=1) or "").count(r"\\") == 2
-
-
-def test_latex_is_booktabs_with_every_special_character_escaped():
-    table = HeadTable.from_scores(
-        [[-0.5, NAN, math.inf]], n_kv_heads=1, extra={"a_b": [[EVIL, "[x", "*y"]]}, model=EVIL
-    )
-    text = table.to_latex() or ""
-    assert [rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [True] * 3
-    first, *rest = text.splitlines()
-    assert first.startswith("%") and rest[0].startswith(r"\begin{tabular}")
-    assert r"a\_b" in text and r"{$\infty$}" in text and "{--}" in text and "{[}x" in text and "{*}y" in text
-    for row in rest[2:-1]:
-        assert row.count("&") - row.count(r"\&") in (0, len(table.columns) - 1)
-
-
-@FEW
-@given(st.text(max_size=30))
-def test_latex_text_has_no_live_special_character(text):
-    escaped = latex.escape(text)
-    bare = escaped
-    for safe in sorted(set(latex._SPECIAL.values()), key=len, reverse=True):
-        bare = bare.replace(safe, "")
-    assert not set(bare) & set("\\{}$&#%_^~\n\r")
 
 
 def test_html_stands_alone_and_is_escaped():
