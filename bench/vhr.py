@@ -1,15 +1,17 @@
 """What reinforcement costs while a caption is written, per generated token, next to plain generation.
 
 A random LLaVA of the shape given (576 image tokens as in LLaVA-1.5; the cost does not depend on weights), one image,
-greedy, KV cache on. Contestants take turns for `--repeats` rounds and the best counts, because other jobs may share the
-machine; processor seconds stand beside wall seconds.
+greedy, KV cache on. Contestants take turns for `--rounds` rounds, because other jobs may share the machine; processor
+seconds stand beside wall seconds. What a token costs after the first is the difference between `--tokens` tokens and
+one, by their number; the change against plain is the median over rounds, each against its own plain run, with the
+smallest and the largest.
 
     plain      nothing changed
     vhr        heads found at the first token (one more prefill, of the text alone) and kept
     refreshed  heads found again at every token: the run without image goes along
     hugging face   `generate` of the raw model, for orientation
 
-    python bench/vhr.py [--threads 1] [--layers 12] [--width 768] [--tokens 24] [--repeats 3]
+    python bench/vhr.py [--threads 1] [--layers 12] [--width 768] [--image-tokens 576] [--tokens 128] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -60,10 +62,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--image-tokens", type=int, default=576)
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    import numpy as np
     import torch
 
     torch.set_num_threads(args.threads)
@@ -100,30 +103,28 @@ def main() -> None:
         "refreshed": lambda steps: ours(steps, Reinforcement(2.0, layers, refresh=True)),
         "hugging face": theirs,
     }
-    best: dict[tuple[str, int], tuple[float, float]] = {}
-    for _ in range(args.repeats):
+    took: dict[tuple[str, int], list[np.ndarray]] = {}  # wall and processor seconds of each round
+    for _ in range(args.rounds):
         for steps in (1, args.tokens):
             for name, work in contestants.items():
                 wall, cpu = time.perf_counter(), time.process_time()
                 work(steps)
-                took = time.perf_counter() - wall, time.process_time() - cpu
-                before = best.get((name, steps), took)
-                best[name, steps] = (min(before[0], took[0]), min(before[1], took[1]))
+                seconds = np.array([time.perf_counter() - wall, time.process_time() - cpu])
+                took.setdefault((name, steps), []).append(seconds)
+    first = {name: np.array(took[name, 1]) * 1e3 for name in contestants}  # [round, 2], milliseconds
+    each = {name: (np.array(took[name, args.tokens]) * 1e3 - first[name]) / (args.tokens - 1) for name in contestants}
     print(
         f"{model.name}, {args.image_tokens} image tokens, {len(prompt)} words, {args.tokens} new tokens, "
-        f"{args.threads} thread(s), float32, CPU; heads of layers {layers[0]}, {layers[1]}..{layers[-1]}"
+        f"{args.rounds} rounds, {args.threads} thread(s), float32, CPU; heads of layers "
+        f"{', '.join(map(str, layers))}"
     )
-    print("  milliseconds, wall (processor)         first token          each token after it   against plain")
+    print("  milliseconds, wall (processor)   first token      each token after it   against plain, processor")
     for name in contestants:
-        first, last = best[name, 1], best[name, args.tokens]
-        each = [(b - a) / (args.tokens - 1) * 1e3 for a, b in zip(first, last, strict=True)]
-        plain = [
-            (b - a) / (args.tokens - 1) * 1e3 for a, b in zip(best["plain", 1], best["plain", args.tokens], strict=True)
-        ]
-        change = [f"{mine / base - 1:+.1%}" for mine, base in zip(each, plain, strict=True)]
+        (wall, cpu), (later, later_cpu) = np.median(first[name], axis=0), np.median(each[name], axis=0)
+        change = each[name][:, 1] / each["plain"][:, 1] - 1
         print(
-            f"  {name:16s} {first[0] * 1e3:18.0f} ({first[1] * 1e3:.0f}) {each[0]:16.2f} ({each[1]:.2f})"
-            f"      {change[0]} ({change[1]})"
+            f"  {name:16s} {wall:19.0f} ({cpu:.0f}) {later:16.2f} ({later_cpu:.2f})"
+            f"      {np.median(change):+.1%} ({change.min():+.1%} to {change.max():+.1%})"
         )
 
 

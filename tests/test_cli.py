@@ -341,7 +341,7 @@ def test_every_command_has_the_common_options() -> None:
     from workbench.cli import app
 
     group: Any = typer.main.get_command(app)
-    assert len(group.commands) == 16
+    assert len(group.commands) == 20
     for name, command in group.commands.items():
         options = {option for parameter in command.params for option in parameter.opts}
         assert {"--json", "--store", "--debug"} <= options, name

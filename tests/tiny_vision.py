@@ -63,7 +63,7 @@ def tiny_vision_processor(arch: str) -> Any:
     )
 
 
-def tiny_vision_hf(arch: str, *, seed: int = 0, n_layers: int = 3) -> Any:
+def tiny_vision_hf(arch: str, *, seed: int = 0, n_layers: int = 3, dtype: torch.dtype = torch.float32) -> Any:
     """Random eager model, eval mode; equal arguments give bitwise equal weights."""
     tokenizer = tiny_vision_processor(arch).tokenizer
     config, cls = (_gemma3 if arch == "gemma3" else _llava)(arch, tokenizer, n_layers)
@@ -80,13 +80,15 @@ def tiny_vision_hf(arch: str, *, seed: int = 0, n_layers: int = 3) -> Any:
     hf.config.architectures = [cls.__name__]
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(hf.generation_config, name, getattr(tokenizer, name))
-    return hf.eval().requires_grad_(False)
+    return hf.to(dtype).eval().requires_grad_(False)
 
 
-def tiny_vision(arch: str, *, seed: int = 0, probe: bool = True, n_layers: int = 3) -> Model:
+def tiny_vision(
+    arch: str, *, seed: int = 0, probe: bool = True, n_layers: int = 3, dtype: torch.dtype = torch.float32
+) -> Model:
     """`Model` around `tiny_vision_hf` on the CPU, with its processor."""
     processor = tiny_vision_processor(arch)
-    hf = tiny_vision_hf(arch, seed=seed, n_layers=n_layers)
+    hf = tiny_vision_hf(arch, seed=seed, n_layers=n_layers, dtype=dtype)
     return load_model(
         hf, tokenizer=processor.tokenizer, processor=processor, name=f"tiny-{arch}", device="cpu", probe=probe
     )

@@ -69,14 +69,13 @@ def test_the_organism_answers_as_its_card_says() -> None:
 def test_reinforced_answers_are_told_apart_too() -> None:
     data: Any = tasks.resolve(model(), {"task": "objects", "n": 6})
     result = wb.vhd(model(), data, max_new_tokens=3, controls=0, bootstrap=5, vhr={"random_draws": 1})
-    table = evaluation.by_negatives(result.tables["captions"], ["condition", "alpha"], data=data, n_boot=5)
-    assert {"plain", "vhr", "random"} <= set(table["condition"])
+    assert (result.tables["captions"]["group"] != "").all()
+    table = result.tables["answers"]
+    assert list(dict.fromkeys(table["condition"])) == ["plain", "vhr", "others", "random"]
     part = table[table["condition"] == "vhr"].set_index("negatives")
     assert list(part.index) == ["random", "popular", "adversarial", "all"] and part["n"].tolist() == [2, 2, 2, 6]
     whole = result.tables["evaluation"].set_index("condition")
     assert part.loc["all", "accuracy"] == whole.loc["vhr", "answers_accuracy"]
-    with pytest.raises(InputError, match="pass data="):
-        evaluation.by_negatives(result.tables["captions"])
 
 
 def test_nothing_asked_is_refused() -> None:
@@ -112,3 +111,57 @@ def test_popes_questions_are_read_with_the_users_images(tmp_path: Path) -> None:
     answers = result.tables["answers"].set_index("condition")
     assert answers.loc["plain", "accuracy"] == table["accuracy"][0]
     assert set(answers["negatives"]) == {"adversarial"}
+
+
+def test_every_vision_analysis_is_judged_on_a_gemma_3_too() -> None:
+    from tests.tiny_vision import pictures, tiny_vision
+    from workbench.tasks.images import images_from_samples
+
+    gemma = tiny_vision("gemma3")
+    common = {"objects": ["cat"], "regions": {"cat": (0.0, 0.0, 0.5, 0.5)}, "about": "cat"}
+    prompts = ("the cat is in", "red fish and bird saw", "one two")
+    told = [{"image": p, "prompt": q, **common} for p, q in zip(pictures(3), prompts, strict=True)]
+    asked = [{**row, "answer": "yes", "group": "random"} for row in told]
+    for rows, figure in ((told, "chair_s"), (asked, "answers_accuracy")):
+        data = images_from_samples(gemma, rows, vocabulary=("cat", "dog"))
+        vhd = wb.vhd(gemma, data, max_new_tokens=3, controls=1, bootstrap=5, vhr={"alpha": [2], "ablate": [2]})
+        sinks = {"dimensions": [5, 11], "tau": 1.2, "first_layer": 0, "min_mass": 0.05}
+        var = wb.var(gemma, data, bootstrap=5, redistribution={"max_new_tokens": 3}, **sinks)
+        for table, conditions in (
+            (vhd.tables["evaluation"], ["plain", "vhr", "others", "random", "zeroed", "zeroed random"]),
+            (var.tables["evaluation"], ["plain", "redistributed", "random", "all heads"]),
+        ):
+            assert table["condition"].tolist() == conditions and table[figure].notna().all()
+            assert table["agreement"][0] == 1.0
+        looked = wb.image_attention(gemma, data, bootstrap=5, crop_base=4)
+        assert set(looked.tables["maps"]["method"]) == {"attention", "relative", "gradient", "pure_gradient"}
+        assert looked.tables["crops"]["area"].between(0.05, 0.5).all() and looked.tables["crops"]["holds"].notna().all()
+    assert wb.pope_scores(gemma, data, max_new_tokens=2, n_boot=5)["n"].tolist() == [3]
+
+
+def test_conditions_are_held_against_the_unchanged_model_and_their_null() -> None:
+    """Four scenes of two objects: the condition makes up nothing, its null (two draws) as much as before, or half."""
+
+    def told(condition: str, example: int, false: int, draw: int = 0, hits: int = 2) -> dict[str, Any]:
+        said = f"{hits} {false}"
+        counts = {"hits": hits, "false": false, "shown": 2, "words": 5, "truth": "", "answer": "", "group": ""}
+        return {"condition": condition, "alpha": 2.0, "draw": draw, "example": f"e{example}", "said": said, **counts}
+
+    rows = [told("random", e, e % 2, draw) for e in range(4) for draw in (1, 0)]
+    rows += [told("louder", e, 0, hits=1 + e % 2) for e in range(4)]
+    rows += [told("plain", e, 1) for e in range(4)]
+    rows = pd.DataFrame(rows).assign(alpha=lambda t: t["alpha"].where(t["condition"] != "plain", 1.0))
+    by = ["condition", "alpha"]
+    sorted_rows = evaluation.ordered(rows, [*by, "draw"], ("plain", "louder", "random"))
+    table = evaluation.compared(sorted_rows, by, nulls={"louder": "random"}, n_boot=200).set_index("condition")
+    assert list(table.index) == ["plain", "louder", "random"]
+    assert table["draws"].tolist() == [1, 1, 2] and table["agreement"].tolist() == [1.0, 0.0, 0.5]
+    assert table["chair_i"].tolist() == pytest.approx([4 / 12, 0, 4 / 20])
+    assert table["chair_i_change"].tolist() == pytest.approx([0.0, -1.0, -0.4])
+    assert table.loc["louder", "chair_i_vs_null"] == -1.0 and pd.isna(table.loc["random", "chair_i_vs_null"])
+    f1 = {"plain": 16 / 20, "louder": 12 / 14, "random": 32 / 36}
+    assert table.loc["louder", "f1_change"] == pytest.approx(f1["louder"] - f1["plain"])
+    assert table.loc["louder", "f1_vs_null"] == pytest.approx(f1["louder"] - f1["random"])
+    assert table.loc["random", "chair_i_change_low"] < -0.4 < table.loc["random", "chair_i_change_high"]
+    assert table.loc["plain", ["chair_i_change_low", "chair_i_change_high"]].tolist() == [0.0, 0.0]
+    assert evaluation.headline(table.reset_index())["louder"]["chair_i_change"] == -1.0

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.reference import looking as slow_looking
 from tests.reference import var as slow
 from tests.tiny_vision import ARCHITECTURES, pictures, tiny_vision, tiny_vision_hf
 from workbench import tasks
-from workbench.analyses.looking import attention_maps, grid, image_attention
+from workbench.analyses.looking import attended_crops, attention_maps, grid, image_attention, pixels
+from workbench.analyses.looking.crop import attended_box
 from workbench.analyses.looking.maps import which_layer
 from workbench.errors import InputError
 from workbench.tasks import drawings
@@ -83,9 +85,79 @@ def test_the_gradient_is_the_slope_of_the_log_probability() -> None:
     np.testing.assert_allclose(made, weighted, rtol=2e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_pure_gradient_is_that_of_the_raw_pixels(arch: str) -> None:
+    """Ours in a padded batch; theirs alone, pixel by pixel."""
+    model, data, raw = model_of(arch), data_of(arch), tiny_vision_hf(arch)
+    general = images_from_samples(model, [{**row, "prompt": GENERAL, "about": None} for row in rows()])
+    made = attention_maps(model, data, method="pure_gradient", general=GENERAL)
+    for index, picture in enumerate(pictures(2)):
+        wanted = slow_looking.detail((np.asarray(picture).transpose(2, 0, 1) / 255).tolist())
+        own, below = (slow_looking.slope(raw, alone(model, part, index)) for part in (data, general))
+        expected = slow_looking.pure_gradient(own, below, wanted, 2)
+        np.testing.assert_allclose(made[index], expected, rtol=1e-3)
+        assert 0 < np.mean(wanted) <= 0.5 and made[index].min() > 0
+
+
+def test_cells_without_detail_are_0_and_without_slope_undefined() -> None:
+    flat = np.zeros((3, 16, 16))
+    assert not pixels.detail(flat).any(), "nothing exceeds the median of a plain picture"
+    slope, none = np.ones((4, 4)), np.zeros((4, 4))
+    half = np.array([[False, False, True, True]] * 4)
+    made = pixels.pooled(slope, np.where(np.arange(4) < 3, 2.0, 0.0)[None].repeat(4, 0), half, (2, 2))
+    np.testing.assert_allclose(made, [[0, 0.5], [0, 0.5]])
+    made = pixels.pooled(slope, none, half, (1, 2))
+    assert made[0, 0] == 0 and np.isnan(made[0, 1])
+
+
+# ---- crops
+
+
+def test_the_crop_is_the_window_that_stands_out_most() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = rng.random((6, 8)) ** 4
+        box = attended_box(values, (800, 600), base=150)
+        expected = np.array(slow_looking.crop(values.tolist(), (800, 600), 150)) / [800, 600, 800, 600]
+        np.testing.assert_allclose(box, expected, atol=1e-9)
+        assert 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
+    one = np.zeros((10, 10))
+    one[7, 2] = 1.0
+    left, top, right, bottom = attended_box(one, (100, 100), base=10)
+    assert (left, right) == pytest.approx((0.2, 0.3)) and (top, bottom) == pytest.approx((0.7, 0.8))
+
+
+def test_a_crop_lies_where_the_model_sees_and_small_pictures_stay_whole() -> None:
+    values = np.eye(4)
+    assert attended_box(values, (40, 40), base=40) == grid.WHOLE
+    assert attended_box(values, (80, 40), base=40, view=(0.25, 0, 0.75, 1)) == (0.25, 0, 0.75, 1)
+    lopsided = np.zeros((4, 4))
+    lopsided[0, 0] = 1
+    assert attended_box(lopsided, (80, 40), base=10, view=(0.25, 0, 0.75, 1)) == pytest.approx((0.25, 0, 0.375, 0.25))
+    undefined = np.where(lopsided > 0, 1.0, np.nan)
+    assert attended_box(undefined, (80, 40), base=10) == attended_box(lopsided, (80, 40), base=10)
+    with pytest.raises(InputError, match="base 0"):
+        attended_box(values, (40, 40), base=0)
+    with pytest.raises(InputError, match="1 maps for 2 samples"):
+        attended_crops(model_of("llava"), data_of("llava"), [values])
+
+
+def test_crops_hold_what_is_asked_for() -> None:
+    """Scenes drawn four times as large as the organism's input, cropped to half that side or more."""
+    import workbench as wb
+
+    model = wb.load_model("organism:captions")
+    data: Any = tasks.resolve(model, {"task": "objects", "n": 24, "size": 192})
+    crops = image_attention(model, data, bootstrap=10, methods=("gradient",)).tables["crops"]
+    known = crops.dropna(subset="holds")
+    assert len(known) == 12 and known["area"].max() < 0.3
+    assert known["holds"].mean() > 2 * known["area"].mean()
+
+
 def test_maps_leave_no_gradient_behind() -> None:
     model, data = model_of("llava"), data_of("llava")
     attention_maps(model, data, method="gradient")
+    attention_maps(model, data, method="pure_gradient")
     assert not any(parameter.requires_grad for parameter in model.bridge.parameters())
     assert all(parameter.grad is None for parameter in model.bridge.parameters())
 

@@ -68,7 +68,7 @@ def test_vhd_is_that_of_hooks_on_the_raw_modules(arch: str, without: str) -> Non
             if step == 0:
                 np.testing.assert_allclose(result.per_example[index], expected, atol=1e-5)
             top = expected.topk(1, dim=-1).values.sum()
-            assert result.arrays["t_vhd"][index, step] == pytest.approx(float(top), abs=1e-4)
+            assert result.arrays["t_vhd"][index, step] == pytest.approx(float(top), abs=1e-5)
     assert result.heads.matrix().max() > 0.5
 
 
@@ -112,7 +112,7 @@ def test_layers_are_the_papers_rule_in_proportion() -> None:
 @pytest.mark.parametrize("refresh", [False, True])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_reinforced_captions_are_those_of_hooks_on_the_raw_modules(arch: str, refresh: bool) -> None:
-    """Ours with the cache, in a padded batch; theirs alone, every step from scratch."""
+    """Ours with the cache, in a padded batch; theirs alone, every step from scratch, or with Hugging Face's cache."""
     model, data = model_of(arch), data_of(arch)
     everything = list(range(len(data)))
     views = Views(model, data, "removed")
@@ -129,12 +129,12 @@ def test_reinforced_captions_are_those_of_hooks_on_the_raw_modules(arch: str, re
     )
     plain = write(model, views.image(everything), max_new_tokens=5, ends=frozenset(), keep_logits=True)
     for index in everything:
-        tokens, logits, heads = slow.reinforced(
-            raw_of(arch), alone(arch, index), alpha=2.0, layers=(1, 2), variant=variant, refresh=refresh, steps=5
-        )
-        assert ours.tokens[index] == tokens
-        torch.testing.assert_close(ours.logits[index], logits, rtol=1e-4, atol=1e-4)
-        assert {layer: found[index].nonzero()[:, 0].tolist() for layer, found in change.found.items()} == heads
+        how: dict[str, Any] = {"layers": (1, 2), "variant": variant, "refresh": refresh, "steps": 5}
+        for twin in (slow.reinforced, slow.reinforced_with_cache):
+            tokens, logits, heads = twin(raw_of(arch), alone(arch, index), alpha=2.0, **how)
+            assert ours.tokens[index] == tokens
+            torch.testing.assert_close(ours.logits[index], logits, rtol=1e-5, atol=1e-5)
+            assert {layer: found[index].nonzero()[:, 0].tolist() for layer, found in change.found.items()} == heads
         assert (plain.logits[index, 0] - logits[0]).abs().max() > 1e-2
     if refresh:
         fixed = Reinforcement(2.0, (1, 2), variant=variant)
@@ -149,6 +149,26 @@ def test_reinforced_captions_are_those_of_hooks_on_the_raw_modules(arch: str, re
         )
         torch.testing.assert_close(other.logits[:, 0], ours.logits[:, 0])
         assert (other.logits - ours.logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+@pytest.mark.parametrize("arch", ["llava", "llava-gqa"])
+def test_what_is_left_of_a_difference_is_rounding(arch: str, refresh: bool) -> None:
+    """In double precision nothing is. (Gemma 3 computes its norms in single precision, whatever its weights are.)"""
+    double = torch.float64
+    model, raw = tiny_vision(arch, dtype=double), tiny_vision_hf(arch, dtype=double)
+    data = data_of(arch)
+    views = Views(model, data, "removed")
+    for index in range(len(data)):
+        change = Reinforcement(2.0, (1, 2), refresh=refresh)
+        image, text = views.image([index]), views.text([index])
+        ours = write(model, image, max_new_tokens=4, ends=frozenset(), change=change, text=text, keep_logits=True)
+        inputs = {k: v.to(double) if v.is_floating_point() else v for k, v in alone(arch, index).items()}
+        how: dict[str, Any] = {"layers": (1, 2), "variant": "paper", "refresh": refresh, "steps": 4}
+        for twin in (slow.reinforced, slow.reinforced_with_cache):
+            tokens, logits, _ = twin(raw, inputs, alpha=2.0, **how)
+            assert ours.tokens[0] == tokens and ours.logits is not None
+            torch.testing.assert_close(ours.logits[0], logits, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -168,7 +188,7 @@ def test_the_cache_changes_nothing(arch: str) -> None:
 
     with torch.no_grad(), hooked(model, hooks, copy=False):
         logits = forward(model, padded.tokens, **padded.options(), logits_to_keep=4).logits
-    torch.testing.assert_close(out.logits, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.logits, logits, rtol=1e-5, atol=1e-5)
 
 
 def test_an_end_token_ends_a_row_alone() -> None:
@@ -228,6 +248,21 @@ def test_a_head_that_the_text_moves_is_told_from_one_that_the_image_moves(plante
         assert row["score"] > 0.9 and row["null_mean"] < 0.01 and row["q"] < 0.05 and row["other_image"] > 0.1
     prior = heads.row(*truths["prior"]["heads"][0])
     assert prior["score"] < 0.05 and prior["null_mean"] > 0.3 and prior["null_p"] > 0.9
+
+
+def test_what_docs_vision_says_of_the_captions_organism_holds_on_other_scenes() -> None:
+    """Layer 0 is specific at alpha 2; silencing the four heads that tell an image from the mean one makes it worse."""
+    model = wb.load_model("organism:captions", device="cpu")
+    data: Any = tasks.resolve(model, {"task": "captions", "n": 60, "seed": 5})
+    common: dict[str, Any] = {"batch_size": 60, "controls": 0, "bootstrap": 200}
+    louder = wb.vhd(model, data, vhr={"layers": [0], "random_draws": 0}, **common)
+    table = louder.tables["evaluation"].set_index("condition")
+    assert table.loc["vhr", "chair_i_change"] < -0.2 and table.loc["vhr", "f1_change_high"] > 0
+    assert table.loc["others", "chair_i_change"] > -0.1
+    silent = wb.vhd(model, data, without="mean_image", vhr={"random_draws": 0, "ablate": [4]}, **common)
+    table = silent.tables["evaluation"].set_index("condition")
+    assert table.loc["zeroed", "chair_i_change_low"] > 0.1
+    assert silent.summary["tokens"]["auroc"] > 0.8
 
 
 def test_answers_are_judged_as_pope_does() -> None:

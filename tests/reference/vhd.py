@@ -1,7 +1,8 @@
 """VHD and VHR written once more, slowly, with plain hooks on the raw Hugging Face modules; no workbench imports.
 
-A head's output is what enters `o_proj`. Every step of a caption runs the whole sequence again, without a cache. One
-example at a time, Python numbers and loops where they are readable.
+A head's output is what enters `o_proj`. Every step of a caption runs the whole sequence again, without a cache
+(`reinforced`), or the last token alone after Hugging Face's own cache (`reinforced_with_cache`). One example at a time,
+Python numbers and loops where they are readable.
 """
 
 from __future__ import annotations
@@ -162,3 +163,49 @@ def reinforced(
         all_logits.append(logits)
         tokens.append(int(logits.argmax()))
     return tokens, torch.stack(all_logits), decided[0]
+
+
+@torch.no_grad()
+def reinforced_with_cache(
+    hf: Any,
+    inputs: dict[str, Any],
+    *,
+    alpha: float,
+    layers: tuple[int, ...],
+    variant: str,
+    refresh: bool,
+    steps: int,
+    mode: str = "removed",
+) -> tuple[list[int], Tensor, dict[int, list[int]]]:
+    """The same, the model's cache carrying what earlier positions were scaled by."""
+    tokens: list[int] = []
+    all_logits = []
+    cache = None
+    first: dict[int, list[int]] = {}
+    for step in range(steps):
+        without = head_outputs(hf, extended(view(hf, inputs, mode), tokens)) if refresh or step == 0 else None
+
+        def scale(layer: int, z: Tensor, without: Tensor | None = without, step: int = step) -> Tensor | None:
+            if layer not in layers:
+                return None
+            heads = first.get(layer)
+            if without is not None:
+                vhd = ruled(divergence(z[0, -1], without[layer], variant), without[layer], variant)
+                heads = above_median(vhd, variant)
+                if step == 0:
+                    first[layer] = heads
+            assert heads is not None
+            z = z.clone()
+            for h in heads:
+                z[:, :, h] *= alpha
+            return z
+
+        with hooks_on_o_proj(hf, scale):
+            if step == 0:
+                out = hf(**inputs, use_cache=True)
+            else:
+                out = hf(input_ids=torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        all_logits.append(out.logits[0, -1])
+        tokens.append(int(all_logits[-1].argmax()))
+    return tokens, torch.stack(all_logits), first

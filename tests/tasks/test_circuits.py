@@ -320,6 +320,16 @@ def test_the_prompts_of_circuit_reuse_load_as_pairs():
     tokenizer = circuits.word_tokenizer(re.findall(r"\w+|[^\w\s]+", text))
     data = tasks.pairs_from_samples(tokenizer, rows[:20])
     assert all(len(pair.changed) == 1 for pair in data)
+    files = {"file": "cobjs_data_42.json", "corrupted_file": "cobjs_mindiff_data_42.json", "n": 20}
+    assert tasks.resolve(tokenizer, files, base_dir=folder).digest() == data.digest()
+    pieces = AutoTokenizer.from_pretrained(STORIES)  # things of one or of several tokens
+    with pytest.raises(InputError, match="unusable: drop"):
+        tasks.resolve(pieces, files, base_dir=folder)
+    some = tasks.resolve(pieces, {**files, "unusable": "drop"}, base_dir=folder)
+    assert 0 < some.meta["dropped"] == 20 - len(some) < 20
+    assert tasks.resolve(pieces, some.meta).digest() == some.digest()
+    with pytest.raises(InputError, match="has 1000 prompts, but n is 1001"):
+        tasks.resolve(tokenizer, {**files, "n": 1001}, base_dir=folder)
     with pytest.raises(InputError, match="not JSON"):
         circuits.colored_pairs(Path(__file__), folder / "cobjs_data_42.json")
 
@@ -331,8 +341,31 @@ def test_templates_and_names_of_mib_make_ioi_pairs():
     others = [w for f in ("places", "objects") for w in json.loads((SHARED / "mib_ioi" / f"{f}.json").read_text())]
     tokenizer = circuits.word_tokenizer([*names, *others, *re.findall(r"\w+|[^\w\s]+", text)])
     data = circuits.ioi(tokenizer, 60, files=SHARED / "mib_ioi", corruption="third")
+    block = {"task": "ioi", "n": 60, "files": "mib_ioi", "corruption": "third"}
+    assert tasks.resolve(tokenizer, block, base_dir=SHARED).digest() == data.digest()
+    assert tasks.resolve(tokenizer, data.meta).digest() == data.digest(), "a recipe holds the words themselves"
     assert data.meta["pools"]["names"] == len(set(names))
     assert len({pair.length for pair in data}) > 2
     for pair in data:
         assert pair.clean[pair.spans["IO"][0]] == pair.answer
         assert len(pair.changed) == 1
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"task": "letters", "files": {}}, "unknown key 'files'"),
+        ({"task": "ioi", "files": "nowhere"}, "nowhere/templates.json' does not exist"),
+        ({"task": "ioi", "files": {"names": ["A"]}}, "templates is a list of texts"),
+        ({"task": "ioi", "files": {"name": ["A"]}}, "Did you mean 'names'"),
+        (
+            {"task": "ioi", "files": {key: ["x y"] for key in ("templates", "names", "places", "objects")}},
+            "no template names three people",
+        ),
+        ({"pairs": [], "corrupted_file": "b.json"}, "`file` must name the clean prompts"),
+        ({"file": "a.json", "corrupted_file": "b.json"}, "'a.json' does not exist"),
+    ],
+)
+def test_unusable_published_files_are_refused_in_a_sentence(block, words):
+    with pytest.raises(InputError, match=words):
+        tasks.resolve(circuits.word_tokenizer(["A"]), block)

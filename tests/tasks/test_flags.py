@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workbench.errors import InputError
-from workbench.organisms.planted.vision import build_processor
+from workbench.organisms.planted.llava import build_processor
 from workbench.tasks import flags, resolve
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +208,28 @@ def test_any_size_gives_the_models_own(processor: Any, size: tuple[int, int]) ->
     torch.testing.assert_close(batch.pixel_values, expected, atol=1e-4, rtol=0)
 
 
+def png_that_claims(side: int) -> bytes:
+    """A PNG of a few bytes whose header says that it has `side` x `side` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         ("nowhere.png", "does not exist"),
         (".", "is a folder"),
+        ("x" * 300 + ".png", "is no file name"),
+        ("pipe", "no ordinary file"),
         ("broken.png", "is broken"),
+        ("empty.png", "not an image"),
+        ("large.png", "has 12000 x 12000 pixels; scale it down"),
+        ("bomb.png", "claims so many pixels"),
         ("text.png", "not an image"),
         (3.5, "is a float"),
         (np.zeros((4, 4)), "array of float64"),
@@ -226,6 +245,10 @@ def test_what_is_no_usable_image_is_refused_in_a_sentence(
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
     (tmp_path / "broken.png").write_bytes(whole.read_bytes()[:2000])
     (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "large.png").write_bytes(png_that_claims(12000))
+    (tmp_path / "bomb.png").write_bytes(png_that_claims(30000))
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match=message) as caught:
         images_from_samples(processor, [{"id": "mine", "image": image, "prompt": "this ?"}], base_dir=tmp_path)
     assert "mine" in str(caught.value)
@@ -336,6 +359,10 @@ def test_pope_problems_name_the_line(processor: Any, tmp_path: Path) -> None:
         images_from_file(processor, write_lines(tmp_path / "x.json", [row]))
     with pytest.raises(InputError, match=r"Line 1 of .*one.png' does not exist"):
         images_from_file(processor, write_lines(tmp_path / "x.json", [{**row, "label": "no"}]))
+    with pytest.raises(InputError, match=r"images names the file .*x.json"):
+        images_from_file(processor, tmp_path / "x.json", images="x.json", base_dir=tmp_path)
+    with pytest.raises(InputError, match="must be the folder"):
+        images_from_file(processor, tmp_path / "x.json", images=5)
     with pytest.raises(InputError, match=r"image folder .* does not exist"):
         images_from_file(processor, tmp_path / "x.json", images="none", base_dir=tmp_path)
 

@@ -208,3 +208,29 @@ def read_only(folder: Path, seconds: float, seed: int) -> Tally:
     if before != sorted(store.root.rglob("*")):
         tally.bad.append("a refused write left something")
     return tally
+
+
+def machine(folder: Path, seconds: float, seed: int) -> Tally:
+    """The store's operations in any order beside a dictionary (`tests/store/test_stateful.py`), until time is up."""
+    from hypothesis import HealthCheck, Phase, settings
+    from hypothesis.stateful import run_state_machine_as_test
+
+    from tests.store.test_stateful import Shelf
+
+    tally = Tally()
+    stop = time.monotonic() + seconds
+    quick = settings(
+        max_examples=10,
+        stateful_step_count=30,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    while not tally.load or time.monotonic() < stop:
+        try:
+            run_state_machine_as_test(Shelf, settings=quick)
+        except AssertionError as caught:
+            tally.bad.append(f"store and dictionary differ: {str(caught)[:300]}")
+        tally.did("sequences of up to 30 operations", quick.max_examples)
+    return tally

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.torture import inputs, stores
+from tests.torture import inputs, remotes, stores
 from tests.torture.tally import Trial
 
 TRIALS: dict[str, Trial] = {
@@ -11,6 +11,8 @@ TRIALS: dict[str, Trial] = {
     "read-only": stores.read_only,
     "clock": stores.clock,
     "two-versions": stores.two_versions,
+    "machine": stores.machine,
+    "pushes": remotes.pushes,
     "specs": inputs.specs,
     "tables": inputs.tables,
     "headers": inputs.headers,

@@ -1,14 +1,17 @@
 """Texts said of images, judged sample by sample and summed up: captions by CHAIR, answers as POPE does.
 
 `judged` turns a text into a row; `summed` and `by_negatives` turn rows into tables with intervals, by whatever columns
-tell the rows apart (a condition, a method). `pope_scores` does it all for a model as it stands, on questions in the
-POPE layout with a user's images just as on drawn ones. What is measured inside a model is none of its business.
+tell the rows apart (a condition, a method); `compared` holds the conditions of an experiment against the unchanged
+model and against their nulls. `pope_scores` does it all for a model as it stands, on questions in the POPE layout with
+a user's images just as on drawn ones. How a text came about is none of its business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from workbench.analyses import hallucination
 from workbench.errors import InputError
@@ -19,10 +22,23 @@ if TYPE_CHECKING:
     from workbench.models import Model
     from workbench.tasks.images import ImageDataset, ImageSample
 
+PLAIN = "plain"  # the condition in which nothing is changed
+_COUNTS = ["hits", "false", "shown", "words"]
+_FIRST_LOOK = ("agreement", "chair_i", "chair_s", "chair_i_change", "recall", "f1", "words")
+_FIRST_LOOK += ("answers_accuracy", "answers_yes_ratio")
 
-def can_be_judged(data: ImageDataset) -> bool:
-    """Whether some sample has objects or an answer."""
-    return any(sample.objects is not None or sample.answer is not None for sample in data)
+
+def must_be_judged(data: ImageDataset, option: str) -> None:
+    """Refuse data without objects and answers, for which what `option` does could not be told.
+
+    Raises:
+        InputError: no sample has objects or an answer.
+    """
+    if not any(sample.objects is not None or sample.answer is not None for sample in data):
+        raise InputError(
+            f"{option} is evaluated against what the images show, but no sample has objects or an answer; add them, "
+            f"or leave {option} out."
+        )
 
 
 def judged(sample: ImageSample, text: str, vocabulary: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +63,7 @@ def summed(rows: pd.DataFrame, by: Sequence[str], *, n_boot: int = 1000, seed: i
         row: dict[str, Any] = dict(zip(by, keys, strict=True))
         described, asked = part[part["shown"] >= 0], part[part["truth"] != ""]
         if len(described):
-            counts = described[["hits", "false", "shown", "words"]].itertuples(index=False)
+            counts = described[_COUNTS].itertuples(index=False)
             captions = [hallucination.Counts(*map(int, counted)) for counted in counts]
             row |= hallucination.chair(captions, n_boot=n_boot, seed=seed)
         if len(asked):
@@ -56,31 +72,76 @@ def summed(rows: pd.DataFrame, by: Sequence[str], *, n_boot: int = 1000, seed: i
     return pd.DataFrame(out)
 
 
-def by_negatives(
-    rows: pd.DataFrame,
-    by: Sequence[str] = (),
-    *,
-    data: ImageDataset | None = None,
-    n_boot: int = 1000,
-    seed: int = 0,
+def ordered(rows: pd.DataFrame, by: Sequence[str], conditions: Sequence[str]) -> pd.DataFrame:
+    """Rows sorted by condition, in the order of `conditions`, then by the rest of `by`; `agrees` is added to them.
+
+    A text agrees when it is what the unchanged model says of the same example.
+    """
+    plain = rows[rows["condition"] == PLAIN].set_index("example")["said"]
+    place = {name: at for at, name in enumerate(conditions)}
+    return rows.assign(agrees=rows["said"] == rows["example"].map(plain)).sort_values(
+        list(by), key=lambda c: c.map(place) if c.name == "condition" else c, kind="stable", ignore_index=True
+    )
+
+
+def compared(
+    rows: pd.DataFrame, by: Sequence[str], *, nulls: Mapping[str, str], n_boot: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
+    """`summed`, with how each condition differs from the unchanged model and from its null.
+
+    Columns beside those of `summed`: draws; agreement (share of texts that are the unchanged model's); lowest and
+    highest (of single draws: CHAIR-I, or accuracy); for captions `chair_i_change`, `f1_change` (against the unchanged
+    model) and `chair_i_vs_null`, `f1_vs_null`, CHAIR-I relatively and F1 absolutely, with `_low` and `_high` of the
+    paired bootstrap over examples.
+
+    Args:
+        rows: as `ordered` makes them, with the columns `by` (the first of them `condition`) and `draw`.
+        nulls: the condition that each is held against, the other values of `by` equal.
+    """
+    import pandas as pd
+
+    table = summed(rows, by, n_boot=n_boot, seed=seed)
+    single = summed(rows, [*by, "draw"], n_boot=1)
+    figure = "chair_i" if "chair_i" in table else "answers_accuracy"
+    facts: list[dict[str, Any]] = []
+    counts = _by_example(rows, by)
+    plain = next((values for keys, values in counts.items() if keys[0] == PLAIN), None)
+    groups: Any = rows.groupby(list(by), sort=False)
+    by_draw: Any = dict(list(single.groupby(list(by), sort=False))) if figure in single else {}
+    for keys, part in groups:
+        fact: dict[str, Any] = {"draws": part["draw"].nunique(), "agreement": float(part["agrees"].mean())}
+        if figure in single:
+            fact |= {"lowest": float(by_draw[keys][figure].min()), "highest": float(by_draw[keys][figure].max())}
+        null = counts.get((nulls.get(keys[0]), *keys[1:]))
+        for suffix, other in (("change", plain), ("vs_null", null)):
+            if keys in counts and other is not None and counts[keys].shape == other.shape:
+                found = hallucination.paired(counts[keys], other, n_boot=n_boot, seed=seed)
+                for name, values in zip(("chair_i", "f1"), found, strict=True):
+                    fact |= {f"{name}_{suffix}{'' if k == 'value' else '_' + k}": v for k, v in values.items()}
+        facts.append(fact)
+    return pd.concat([table[list(by)], pd.DataFrame(facts), table.drop(columns=list(by))], axis=1)
+
+
+def headline(table: pd.DataFrame, name: Callable[[dict[str, Any]], str] = lambda row: row["condition"]) -> dict:
+    """Of each row of `compared`, by `name`, the figures one looks at first."""
+    return {
+        name(row): {key: _rounded(row[key]) for key in _FIRST_LOOK if key in row} for row in table.to_dict("records")
+    }
+
+
+def by_negatives(rows: pd.DataFrame, by: Sequence[str] = (), *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """POPE's figures for every kind of negatives (the samples' groups), and for `all` where there are several.
 
     Columns: `by`, negatives, n, accuracy, yes_ratio, precision, recall, f1, each with `_low` and `_high`, unanswered.
 
     Args:
-        rows: one per answer with its truth, such as the table `captions` of `var` or of `vhd` with `vhr`.
-        data: the questions, for rows that do not name their group.
+        rows: one per answer with its group and truth, such as the table `captions` of `var` or of `vhd` with `vhr`.
 
     Example:
-        >>> by_negatives(result.tables["captions"], ["condition", "alpha"], data=data)  # doctest: +SKIP
+        >>> by_negatives(result.tables["captions"], ["condition", "alpha"])  # doctest: +SKIP
     """
     import pandas as pd
 
-    if "group" not in rows:
-        if data is None:
-            raise InputError("These rows do not say which negatives they belong to; pass data=, the questions asked.")
-        rows = rows.assign(group=rows["example"].map({sample.id: sample.group for sample in data}))
     out = []
     asked: Any = rows[rows["truth"] != ""]
     parts: Any = asked.groupby(list(by), sort=False) if by else [((), asked)]
@@ -142,3 +203,16 @@ def said(model: Model, data: ImageDataset, chosen: Sequence[int], *, max_new_tok
 def _pope(asked: Any, n_boot: int, seed: int) -> dict[str, float]:
     answers = [answer or None for answer in asked["answer"]]
     return hallucination.pope(answers, asked["truth"].tolist(), n_boot=n_boot, seed=seed)
+
+
+def _by_example(rows: pd.DataFrame, by: Sequence[str]) -> dict[tuple, np.ndarray]:
+    """Counts of captions `[example, 4]` summed over draws, examples in one order, by the values of `by`."""
+    described: Any = rows[rows["shown"] >= 0]
+    return {
+        keys: part.groupby("example", sort=True)[_COUNTS].sum().to_numpy(dtype=float)
+        for keys, part in described.groupby(list(by), sort=False)
+    }
+
+
+def _rounded(value: Any) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)

@@ -11,8 +11,9 @@ import typer
 
 from workbench.cli.options import DebugOption, JsonOption, StoreOption
 from workbench.cli.output import emit, emit_json, note
-from workbench.cli.publish import head_table, heads
+from workbench.cli.publish import head_table
 from workbench.errors import InputError, NotFound, did_you_mean
+from workbench.report.figures import heads
 
 if TYPE_CHECKING:
     from workbench.store import Artifact, Store

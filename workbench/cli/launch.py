@@ -16,7 +16,7 @@ from workbench.errors import InputError
 
 if TYPE_CHECKING:
     from workbench.launch import Asked
-    from workbench.launch.drive import Board, Run
+    from workbench.launch.board import Board, Run
     from workbench.store import Artifact, Store
 
 SweepOption = Annotated[

@@ -9,10 +9,11 @@ import typer
 
 from workbench.cli.options import DebugOption, JsonOption, StoreOption
 from workbench.cli.output import emit, emit_facts, emit_json, emit_table, heading
-from workbench.errors import InputError, NotFound
+from workbench.errors import InputError
+from workbench.report.figures import heads
 
 if TYPE_CHECKING:
-    from workbench.store import Artifact, Store
+    from workbench.store import Store
     from workbench.tables import HeadTable
 
 _PUBLISHED = ("wu", "duo")
@@ -69,15 +70,6 @@ def compare(
         heading(f"{c['a']} and {c['b']}")
         share = ", ".join(f"{layer}.{head}" for layer, head in c["shared"]) or "none"
         emit_facts({"shared": share, "rows are": c["rows_are"]}, indent="  ")
-
-
-def heads(artifact: Artifact) -> HeadTable:
-    """The head table of an artifact."""
-    from workbench.tables import HeadTable
-
-    if "heads.parquet" not in artifact.files():
-        raise NotFound(f"{artifact.ref} has no head table; `workbench show` lists what it has.")
-    return HeadTable.from_arrow(artifact.table("heads"))
 
 
 def head_table(ref: str, store: Store) -> HeadTable:

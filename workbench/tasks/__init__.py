@@ -3,6 +3,8 @@
     data: {task: needle, n: 20, lengths: [128, 256]}          the needle task, any option of `needle`
     data: {samples: [{prompt: ..., needle: ...}]}             explicit prompts
     data: {task: ioi, n: 32, corruption: third}               a circuit task, any option of `circuits.task`
+    data: {task: ioi, n: 32, files: mib_ioi}                  ioi in the words of a MIB folder
+    data: {file: a.json, corrupted_file: b.json}              pairs, as circuit_reuse publishes them
     data: {task: refusal, n: 32, split: held_out}             harmful and benign requests of an invented world
     data: {pairs: [{clean: ..., corrupted: ..., answer: ..., wrong: ...}]}   explicit pairs for circuit methods
     data: {samples: [{image: ..., prompt: ...}]}              images (see `pope` for files of them)
@@ -64,10 +66,12 @@ _TASK_KEYS = {
     "needle": ("n", "lengths", "depths", "needles", "n_needles", "haystack", "template", "seed"),
     "refusal": ("n", "split", "template", "seed"),
     **dict.fromkeys(circuits.names(), circuits.OPTIONS),
+    "ioi": (*circuits.OPTIONS, "files"),
     "captions": ("n", "cooccurrence", "prompt", "size", "template", "seed"),
     "objects": ("n", "negatives", "cooccurrence", "prompt", "size", "template", "seed"),
     "flags": flags.KEYS,
 }
+_PAIR_KEYS = ("template", "name", "unusable", "dropped")
 _EXPLICIT_KEYS = ("needle_match", "template", "name")
 _PROMPT_KEYS = ("benign", "benign_file", "template", "n", "name")
 _FORMS = ("task", "tasks", "samples", "pairs", "prompts", "positives", "file")
@@ -120,9 +124,13 @@ def resolve(
             raise InputError(
                 f"There is no task {task!r}.{did_you_mean(str(task), names())} Available: {', '.join(names())}."
             )
+        if task in circuits.names():  # a recipe is a data block again
+            options = {key: value for key, value in options.items() if key not in circuits.REPORTED}
         checks.known_keys(options, _TASK_KEYS[task], where=f"data (task {task})")
         options = {"seed": seed, **options}
         if task in circuits.names():
+            if isinstance(options.get("files"), str):
+                options["files"] = circuits.mib_words(options["files"], base_dir=base_dir)
             return circuits.task(task, model, **options)
         if task == "refusal":
             return refusal.task(model, **options)
@@ -141,13 +149,17 @@ def resolve(
         if forms == ["samples"]:
             return pope.images_from_rows(model, data["samples"], base_dir=base_dir, **options)
         return pope.images_from_file(model, data["file"], base_dir=base_dir, **options)
+    if "corrupted_file" in options:
+        return _published_pairs(model, data, options, base_dir)
     if forms == ["prompts"] or "benign_file" in options or (forms == ["file"] and _holds_prompts(data, base_dir)):
         return _prompts(model, data, options, base_dir)
     rows: dict[str, dict[str, Any]] = {}
     if forms == ["file"]:
         rows = checks.json_lines(data["file"], base_dir=base_dir, what="samples file")
     are_pairs = forms == ["pairs"] or any("clean" in row for row in list(rows.values())[:1])
-    checks.known_keys(options, ("template", "name") if are_pairs else _EXPLICIT_KEYS, where="data")
+    checks.known_keys(options, _PAIR_KEYS if are_pairs else _EXPLICIT_KEYS, where="data")
+    if are_pairs:
+        options.pop("dropped", None)  # a recipe may say it
     if forms == ["samples"]:
         return from_samples(model, data["samples"], **options)
     if forms == ["pairs"]:
@@ -164,6 +176,18 @@ def _holds_prompts(data: Mapping[str, Any], base_dir: str | Path | None) -> bool
         return True
     first = next(iter(checks.json_lines(path, base_dir=base_dir, what="samples file").values()))
     return is_prompts(path, first)
+
+
+def _published_pairs(
+    model: Any, data: Mapping[str, Any], options: dict[str, Any], base_dir: str | Path | None
+) -> PairDataset:
+    checks.known_keys(options, ("corrupted_file", "n", *_PAIR_KEYS), where="data")
+    if "file" not in data:
+        raise InputError("data names a corrupted_file, so `file` must name the clean prompts; give both files.")
+    options.pop("dropped", None)
+    files = data["file"], options.pop("corrupted_file")
+    rows = circuits.colored_pairs(*files, n=options.pop("n", None), base_dir=base_dir)
+    return pairs_from_samples(model, rows, **{"name": Path(str(data["file"])).stem, **options})
 
 
 def _prompts(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workbench.errors import InputError
+from workbench.errors import InputError, did_you_mean
 from workbench.tasks import checks
 from workbench.tasks.dataset import Dataset
 from workbench.tasks.template import Frame, frame
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int
     from torch import Tensor
 
+UNUSABLE = ("refuse", "drop")
 PAIR_KEYS = ("clean", "corrupted", "answer", "wrong", "id")
 _PAD = 0  # any id will do: the mask takes it out
 
@@ -159,6 +160,7 @@ def pairs_from_samples(
     template: str | None = None,
     name: str = "pairs",
     origins: Sequence[str] | None = None,
+    unusable: str = "refuse",
 ) -> PairDataset:
     """Tokenise explicit pairs `{clean, corrupted, answer, wrong[, id]}`.
 
@@ -167,18 +169,33 @@ def pairs_from_samples(
         pairs: all four are texts; `answer` and `wrong` as they would continue the clean prompt (" Mary", space first).
         template: what surrounds each prompt (see `template.frame`); nothing by default.
         origins: what to call each pair in a message (lines of a file, say); default "Pair 0", "Pair 1", ...
+        unusable: what becomes of a pair that this tokenizer does not make comparable (prompts of unequal length, one
+            first token for both answers): `refuse` the data, or `drop` it; `meta["dropped"]` then counts them.
 
     Raises:
-        InputError: a pair is unusable; the message names it by index and id.
+        InputError: a pair is unusable; the message names it by index and id. Or all of them are dropped.
     """
+    if unusable not in UNUSABLE:
+        raise InputError(f"unusable must be refuse or drop, not {unusable!r}.{did_you_mean(str(unusable), UNUSABLE)}")
     if isinstance(pairs, str | Mapping) or not isinstance(pairs, Sequence) or not pairs:
         raise InputError("pairs must be a list with at least one {clean, corrupted, answer, wrong}.")
     if origins is None:
         origins = [f"Pair {index}" for index in range(len(pairs))]
     around = frame(model, template)
-    made = tuple(
-        _pair(model, row, i, origin, around) for i, (row, origin) in enumerate(zip(pairs, origins, strict=True))
-    )
+    made: list[PairSample] = []
+    kept: list[str] = []
+    first: _NotComparable | None = None
+    for index, (row, origin) in enumerate(zip(pairs, origins, strict=True)):
+        try:
+            made.append(_pair(model, row, index, origin, around))
+            kept.append(origin)
+        except _NotComparable as error:
+            if unusable == "refuse":
+                raise InputError(f"{error} Data with `unusable: drop` leave such pairs out.") from None
+            first = first or error
+    if first is not None and not made:
+        raise InputError(f"None of the {len(pairs)} pairs is usable with this tokenizer. {first}")
+    origins = kept
     seen: dict[str, int] = {}
     for index, pair in enumerate(made):
         if pair.id in seen:
@@ -189,7 +206,13 @@ def pairs_from_samples(
     recipe: dict[str, Any] = {"pairs": [dict(row) for row in pairs]}
     if template is not None:
         recipe["template"] = template
-    return PairDataset(name=name, samples=made, meta=recipe)
+    if unusable == "drop":
+        recipe |= {"unusable": unusable, "dropped": len(pairs) - len(made)}
+    return PairDataset(name=name, samples=tuple(made), meta=recipe)
+
+
+class _NotComparable(InputError):
+    """A pair that is well written, but not for this tokenizer."""
 
 
 def _pair(model: Any, row: Any, index: int, origin: str, around: Frame) -> PairSample:
@@ -203,7 +226,7 @@ def _pair(model: Any, row: Any, index: int, origin: str, around: Frame) -> PairS
 
     ids, others = tuple(encode(model, clean).ids), tuple(encode(model, corrupted).ids)
     if len(ids) != len(others):
-        raise InputError(
+        raise _NotComparable(
             f"{where}: the clean prompt has {len(ids)} tokens and the corrupted one {len(others)}; reword one of them, "
             "because patching goes position by position."
         )
@@ -213,7 +236,7 @@ def _pair(model: Any, row: Any, index: int, origin: str, around: Frame) -> PairS
     right = _first_token(model, clean, ids, answer, "answer", where)
     foil = _first_token(model, clean, ids, wrong, "wrong", where)
     if right == foil:
-        raise InputError(
+        raise _NotComparable(
             f"{where}: answer {answer!r} and wrong {wrong!r} begin with the same token ({right}) after the prompt; "
             "choose two that differ in their first token."
         )

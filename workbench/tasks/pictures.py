@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,28 +70,45 @@ def pixel_digest(picture: Image) -> str:
 def _from_file(path: Path, where: str) -> Image:
     from PIL import Image, UnidentifiedImageError
 
-    if not path.exists():
-        raise InputError(f"{where}: the image {str(path)!r} does not exist; correct the path or the image folder.")
-    if path.is_dir():
-        raise InputError(f"{where}: {str(path)!r} is a folder; name an image file in it.")
+    _must_be_a_file(path, where)
     try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise InputError(
-                    f"{where}: the image {str(path)!r} has {opened.width} x {opened.height} pixels; scale it down to "
-                    f"at most {MOST_PIXELS:,}."
-                )
-            opened.load()
-            return _upright_rgb(opened, where)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            with Image.open(path) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise InputError(
+                        f"{where}: the image {str(path)!r} has {opened.width} x {opened.height} pixels; scale it down "
+                        f"to at most {MOST_PIXELS:,}."
+                    )
+                opened.load()
+                return _upright_rgb(opened, where)
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{where}: the image {str(path)!r} claims so many pixels that it could fill the memory; scale it down to "
+            f"at most {MOST_PIXELS:,}."
+        ) from None
     except UnidentifiedImageError:
         raise InputError(f"{where}: {str(path)!r} is not an image that Pillow can read; convert it to PNG.") from None
     except InputError:
         raise
-    except Exception as error:  # a decoder raises what it likes: OSError, SyntaxError, struct.error, a bomb warning
+    except Exception as error:  # a decoder raises what it likes: OSError, SyntaxError, struct.error
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
             f"{where}: the image {str(path)!r} is broken ({reason[0][:120]}); copy it again or leave it out."
         ) from error
+
+
+def _must_be_a_file(path: Path, where: str) -> None:
+    try:
+        found = path.exists()
+    except OSError:  # longer than a file name can be: text or base64 in the place of a name
+        raise InputError(f"{where}: {str(path)[:60]!r}... is no file name; give the path of an image.") from None
+    if not found:
+        raise InputError(f"{where}: the image {str(path)!r} does not exist; correct the path or the image folder.")
+    if path.is_dir():
+        raise InputError(f"{where}: {str(path)!r} is a folder; name an image file in it.")
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{where}: {str(path)!r} is no ordinary file; name an image file.")
 
 
 def _upright_rgb(picture: Image, where: str) -> Image:

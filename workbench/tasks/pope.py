@@ -110,9 +110,13 @@ def as_sample(row: Any, *, where: str, group: str = "") -> Any:
 
 
 def _folder(images: str | Path, base_dir: str | Path | None) -> Path:
+    if not isinstance(images, str | Path):
+        raise InputError(f"images must be the folder the images are in, not {images!r}.")
     folder = Path(images).expanduser()
     if base_dir is not None and not folder.is_absolute():
         folder = Path(base_dir) / folder
+    if folder.is_file():
+        raise InputError(f"images names the file {str(folder)!r}; give the folder the images are in.")
     if not folder.is_dir():
         raise InputError(f"The image folder {str(folder)!r} does not exist; give the folder the images are in.")
     return folder

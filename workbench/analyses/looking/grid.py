@@ -69,6 +69,12 @@ def coverage(boxes: Iterable[Box], grid: tuple[int, int], view: Box = WHOLE) -> 
     return covered
 
 
+def inside(box: Box, other: Box) -> float:
+    """The share of `box` that lies in `other`."""
+    sides = [max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1)]
+    return sides[0] * sides[1] / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
 def regions_of(sample: ImageSample, what: str) -> list[Box]:
     """The boxes that `what` ("about" or "objects") means; [] where they are not known."""
     known: Mapping[str, Box] = sample.regions or {}

@@ -1,4 +1,4 @@
-"""Maps of where the model looks when it answers: plain, relative and gradient-weighted attention on the image.
+"""Maps of where the model looks when it answers: plain, relative and gradient-weighted attention, and pixel slopes.
 
 Paper: Zhang et al. 2025, "MLLMs Know Where to Look", arXiv 2502.17422. With A_h the last query's attention on the image
 tokens in head h of one layer:
@@ -6,6 +6,9 @@ tokens in head h of one layer:
     attention   mean_h A_h
     relative    mean_h A_h(question) / mean_h A_h(general prompt), token by token, nothing added below
     gradient    mean_h A_h ReLU(dL / dA_h), L the log-probability of the most likely next token
+
+and, of the whole model, the slope of L at the pixels (`pure_gradient`, see `pixels`). `attended_crops` turns maps into
+the part of each picture to look at again.
 
 Each map is an array [rows, columns] over the part of the picture that the model sees.
 """
@@ -20,7 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.analyses.looking import grid
+from workbench.analyses.looking import grid, pixels
+from workbench.analyses.looking.crop import attended_box
 from workbench.analyses.looking.params import GENERAL, Method
 from workbench.analyses.vhd.branches import Branch, Views
 from workbench.errors import InputError, did_you_mean
@@ -30,9 +34,9 @@ from workbench.primitives.hooks import hooked
 
 if TYPE_CHECKING:
     from workbench.models import Model
-    from workbench.tasks.images import ImageDataset
+    from workbench.tasks.images import Box, ImageDataset
 
-METHODS: tuple[Method, ...] = ("attention", "relative", "gradient")
+METHODS: tuple[Method, ...] = ("attention", "relative", "gradient", "pure_gradient")
 _PAPER_LAYERS, _PAPER_LAYER = 32, 14
 
 
@@ -50,9 +54,9 @@ def attention_maps(
 
     Args:
         data: images with prompts; the map says where the model looks at the end of its prompt.
-        method: "attention", "relative" or "gradient".
-        layer: default layer 14 of 32, in proportion.
-        general: the prompt that `relative` divides by, with `template` around it.
+        method: "attention", "relative", "gradient" or "pure_gradient".
+        layer: of the attention; default layer 14 of 32, in proportion.
+        general: the prompt that `relative` and `pure_gradient` divide by, with `template` around it.
 
     Example:
         >>> image_map = wb.attention_maps(model, data, method="gradient")[0]  # doctest: +SKIP
@@ -68,15 +72,43 @@ def attention_maps(
         )
     at = which_layer(model, layer)
     shapes = [grid.shape(sample) for sample in data]
+    plain = general_prompts(model, data, general, template) if method in ("relative", "pure_gradient") else data
+    if method == "pure_gradient":
+        return _by_pixels(model, data, plain, shapes, batch_size)
     if method == "gradient":
         values = _in_batches(model, data, batch_size, lambda branch: by_gradient(model, branch, at))
     else:
         values = _in_batches(model, data, batch_size, lambda branch: by_attention(model, branch, at))
         if method == "relative":
-            plain = general_prompts(model, data, general, template)
             below = _in_batches(model, plain, batch_size, lambda branch: by_attention(model, branch, at))
             values = [a / b for a, b in zip(values, below, strict=True)]
     return [value.numpy().reshape(shape) for value, shape in zip(values, shapes, strict=True)]
+
+
+def attended_crops(
+    model: Model, data: ImageDataset, maps: Sequence[np.ndarray], *, base: int | None = None
+) -> list[Box]:
+    """The part of each picture in which its map stands out most, as a box in fractions; see `crop.attended_box`.
+
+    The paper then answers from both, picture and crop; `picture.crop(...)` cuts it out.
+
+    Args:
+        maps: of `attention_maps`, one per sample.
+        base: side of the smallest window in pixels; default that of the model's input (336 for LLaVA-1.5).
+
+    Example:
+        >>> boxes = wb.attended_crops(model, data, wb.attention_maps(model, data))  # doctest: +SKIP
+        >>> wb.plots.image_attention(data[0].image, maps[0], boxes={"crop": boxes[0]})  # doctest: +SKIP
+    """
+    if len(maps) != len(data):
+        raise InputError(f"There are {len(maps)} maps for {len(data)} samples; give one for each.")
+    if base is None:
+        base = int(min(data.batch(model, [0]).pixel_values.shape[-2:]))
+    boxes = []
+    for sample, values in zip(data, maps, strict=True):
+        size = sample.image.size
+        boxes.append(attended_box(values, size, base=base, view=grid.field_of_view(model.processor, size)))
+    return boxes
 
 
 def which_layer(model: Model, layer: int | None) -> int:
@@ -136,6 +168,21 @@ def by_gradient(model: Model, branch: Branch, layer: int) -> list[Float[Tensor, 
         (slope,) = torch.autograd.grad(log_probs.amax(dim=-1).sum(), leaf)
     weighted = (leaf[0].detach() * slope.clamp(min=0))[:, :, -1].float().cpu()
     return [row.mean(dim=0) for row in image_rows(branch, weighted)]
+
+
+def _by_pixels(
+    model: Model, data: ImageDataset, general: ImageDataset, shapes: Sequence[tuple[int, int]], batch_size: int
+) -> list[np.ndarray]:
+    """The pure-gradient map of each sample."""
+    of_question, of_general = (Views(model, part, "removed") for part in (data, general))
+    made: list[np.ndarray] = []
+    for start in range(0, len(data), batch_size):
+        chosen = list(range(start, min(start + batch_size, len(data))))
+        question = of_question.image(chosen)
+        slopes = pixels.slopes(model, question), pixels.slopes(model, of_general.image(chosen))
+        for index, picture, own, below in zip(chosen, pixels.pictures(question), *slopes, strict=True):
+            made.append(pixels.pooled(own, below, pixels.detail(picture), shapes[index]))
+    return made
 
 
 def image_rows(branch: Branch, rows: Float[Tensor, "row head pos"]) -> list[Float[Tensor, "head token"]]:

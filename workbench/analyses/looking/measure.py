@@ -15,7 +15,7 @@ import numpy as np
 from workbench import stats
 from workbench.analyses.base import Result
 from workbench.analyses.looking import grid
-from workbench.analyses.looking.maps import attention_maps, head_rows, image_rows, which_layer
+from workbench.analyses.looking.maps import attended_crops, attention_maps, head_rows, image_rows, which_layer
 from workbench.analyses.looking.params import ImageAttentionParams
 from workbench.analyses.vhd.branches import Views
 from workbench.errors import InputError
@@ -59,7 +59,11 @@ def measure(model: Model, data: ImageDataset, params: ImageAttentionParams, seed
         params=params,
         model=model.describe(),
         data=data.describe(),
-        tables={"maps": table, "methods": methods_table(table, params, seed)},
+        tables={
+            "maps": table,
+            "methods": methods_table(table, params, seed),
+            "crops": crops_table(model, data, maps, params),
+        },
         arrays={
             "per_example": inside.astype(np.float32),
             "null_per_example": elsewhere.astype(np.float32),
@@ -203,6 +207,24 @@ def maps_table(data: ImageDataset, maps: dict[str, np.ndarray], regions: np.ndar
                 }
             )
     return pd.DataFrame(rows, columns=["example", "about", "method", "inside", "area", "peak_inside"])
+
+
+def crops_table(
+    model: Model, data: ImageDataset, maps: dict[str, np.ndarray], params: ImageAttentionParams
+) -> pd.DataFrame:
+    """Per example and method: the crop, the share of the picture it is, and the share of the region that it holds."""
+    import pandas as pd
+
+    rows = []
+    for method, values in maps.items():
+        for sample, box in zip(data, attended_crops(model, data, list(values), base=params.crop_base), strict=True):
+            wanted = grid.regions_of(sample, params.region)
+            held = [grid.inside(region, box) for region in wanted]
+            row: dict[str, Any] = {"example": sample.id, "about": sample.about or "", "method": method}
+            row |= dict(zip(("left", "top", "right", "bottom"), box, strict=True))
+            row |= {"area": (box[2] - box[0]) * (box[3] - box[1]), "holds": np.mean(held) if held else np.nan}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["example", "about", "method", "left", "top", "right", "bottom", "area", "holds"])
 
 
 def methods_table(table: pd.DataFrame, params: ImageAttentionParams, seed: int) -> pd.DataFrame:

@@ -8,24 +8,27 @@ from pydantic import Field
 
 from workbench.analyses.base import PromptParams
 
-Method = Literal["attention", "relative", "gradient"]
+Method = Literal["attention", "relative", "gradient", "pure_gradient"]
 GENERAL = "Describe the image."
 
 
 class ImageAttentionParams(PromptParams):
     """Attributes:
     region: what a head should look at: what the question is `about`, or all `objects` whose regions are known.
-    methods: maps to make at `layer`: the mean over heads of the attention (`attention`); that over the same for a
-        general prompt (`relative`); the mean of attention times its positive gradient (`gradient`).
+    methods: maps to make: at `layer` the mean over heads of the attention (`attention`), that over the same for a
+        general prompt (`relative`), the mean of attention times its positive gradient (`gradient`); of the whole model
+        the slope at the pixels over that for the general prompt (`pure_gradient`).
     layer: of the maps; null is the paper's layer 14 of 32, in proportion.
-    general: the prompt that `relative` compares with; `template` goes around it.
+    general: the prompt that `relative` and `pure_gradient` compare with; `template` goes around it.
+    crop_base: side in pixels of the smallest window of the table `crops`; null is that of the model's input.
     batch_size: images at once.
     bootstrap: resamples for the intervals.
     """
 
     region: Literal["about", "objects"] = "about"
-    methods: tuple[Method, ...] = ("attention", "relative", "gradient")
+    methods: tuple[Method, ...] = ("attention", "relative", "gradient", "pure_gradient")
     layer: int | None = Field(default=None, ge=0)
     general: str = GENERAL
+    crop_base: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     bootstrap: int = Field(default=1000, ge=1)

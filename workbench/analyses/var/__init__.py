@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.analyses.base import Analysis, Result
+from workbench.analyses.base import Analysis, Finding, Result
 from workbench.analyses.var.params import RedistributionParams, VarParams
 
 if TYPE_CHECKING:
@@ -68,4 +68,5 @@ ANALYSIS = Analysis(
     data_kind="images",
     requires=("head_axis_ok", "pattern_rows_sum_to_one"),
     run=run,
+    finds=(Finding("image_centric", min_auroc=0.99),),
 )

@@ -6,7 +6,7 @@
                     every example and draw
     all heads       no selection
 
-Random draws are pooled; `lowest` and `highest` are extremes over single draws (CHAIR-I, or accuracy for questions).
+Every condition is judged by `analyses.evaluation`, with the random heads as null. Random draws are pooled.
 """
 
 from __future__ import annotations
@@ -23,25 +23,21 @@ from workbench.analyses.var.params import RedistributionParams, VarParams
 from workbench.analyses.var.redistribution import Redistribution, redistributing
 from workbench.analyses.vhd.branches import Views
 from workbench.analyses.vhd.generate import as_text, end_tokens, write
-from workbench.errors import InputError
 from workbench.progress import bar
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.analyses.base import Result
     from workbench.models import Model
     from workbench.tasks.images import ImageDataset
+
+_CONDITIONS = (evaluation.PLAIN, "redistributed", "random", "all heads")
+_NULLS = {"redistributed": "random", "all heads": "random"}
 
 
 def check(model: Model, data: ImageDataset) -> None:
     """Refuse, before anything is computed, what could not be redistributed or judged."""
     model.require("pattern_edit_is_causal")
-    if not evaluation.can_be_judged(data):
-        raise InputError(
-            "redistribution is evaluated against what the images show, but no sample has objects or an answer; add "
-            "them, or leave redistribution out."
-        )
+    evaluation.must_be_judged(data, "redistribution")
 
 
 def evaluate(
@@ -78,28 +74,13 @@ def evaluate(
                     row = evaluation.judged(views.data[index], as_text(model, tokens), views.data.vocabulary)
                     rows.append({"condition": condition, "draw": draw, **row})
             shown.update(len(chosen))
-    captions = pd.DataFrame(rows)
-    plain = captions[captions["condition"] == "plain"].set_index("example")["said"]
-    captions["agrees"] = captions["said"] == captions["example"].map(plain)
-    order = {name: place for place, name in enumerate(("plain", "redistributed", "random", "all heads"))}
-    captions = captions.sort_values(
-        ["condition", "draw"], key=lambda c: c.map(order) if c.name == "condition" else c, kind="stable"
-    ).reset_index(drop=True)
+    captions = evaluation.ordered(pd.DataFrame(rows), ["condition", "draw"], _CONDITIONS)
     into.tables["captions"] = captions
-    into.tables["evaluation"] = table = _table(captions, params, seed)
+    options = {"n_boot": params.bootstrap, "seed": seed}
+    into.tables["evaluation"] = table = evaluation.compared(captions, ["condition"], nulls=_NULLS, **options)
     if (captions["truth"] != "").any():
-        into.tables["answers"] = evaluation.by_negatives(captions, ["condition"], n_boot=params.bootstrap, seed=seed)
-    wanted = ("agreement", "chair_i", "chair_s", "recall", "f1", "words", "answers_accuracy", "answers_yes_ratio")
-    into.summary["redistribution"] = {
-        "status": "run",
-        "layers": layers,
-        **{
-            row["condition"]: {
-                key: None if np.isnan(row[key]) else round(float(row[key]), 4) for key in wanted if key in row
-            }
-            for row in table.to_dict("records")
-        },
-    }
+        into.tables["answers"] = evaluation.by_negatives(captions, ["condition"], **options)
+    into.summary["redistribution"] = {"status": "run", "layers": layers, **evaluation.headline(table)}
     into.timing["redistribution"] = time.perf_counter() - started
 
 
@@ -111,7 +92,7 @@ def _conditions(
     how: RedistributionParams,
     seed: int,
 ) -> Iterator[tuple[str, int, Redistribution | None]]:
-    yield "plain", 0, None
+    yield evaluation.PLAIN, 0, None
     yield "redistributed", 0, Redistribution(dimensions, params, how)
     for draw in range(how.random_draws):
         orders = [
@@ -125,21 +106,3 @@ def _conditions(
         yield "random", draw, Redistribution(dimensions, params, how, "random", order)
     if how.all_heads:
         yield "all heads", 0, Redistribution(dimensions, params, how, "all")
-
-
-def _table(captions: pd.DataFrame, params: VarParams, seed: int) -> pd.DataFrame:
-    """The figures of each condition, how often its text is the unchanged model's, and the extremes over draws."""
-    table = evaluation.summed(captions, ["condition"], n_boot=params.bootstrap, seed=seed)
-    figure = "chair_i" if "chair_i" in table else "answers_accuracy"
-    single = evaluation.summed(captions, ["condition", "draw"], n_boot=1)
-    facts: dict[str, list[float]] = {"draws": [], "agreement": [], "lowest": [], "highest": []}
-    for condition in table["condition"]:
-        part: Any = captions[captions["condition"] == condition]
-        by_draw: Any = single[single["condition"] == condition]
-        facts["draws"].append(part["draw"].nunique())
-        facts["agreement"].append(float(part["agrees"].mean()))
-        facts["lowest"].append(float(by_draw[figure].min()))
-        facts["highest"].append(float(by_draw[figure].max()))
-    for place, (name, values) in enumerate(facts.items()):
-        table.insert(1 + place, name, values)
-    return table

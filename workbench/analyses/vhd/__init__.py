@@ -43,8 +43,8 @@ def vhd(model: Model, data: ImageDataset, *, seed: int = 0, **params: Any) -> Re
 
     Result: `heads` with the extra columns raw (before the outlier rule), outlier_share, chosen_share (of the examples,
     above the layer's median), other_image and q; tables `steps` (VHD by step and head), `tokens` (T-VHD), with `vhr`
-    also `captions` and `evaluation`; arrays `per_example`, `null_per_example`, `other_image_per_example`
-    `[n, layer, head]`, `chosen` and `t_vhd` `[n, step]`.
+    also `captions`, `evaluation` and, for questions, `answers` by kind of negatives; arrays `per_example`,
+    `null_per_example`, `other_image_per_example` `[n, layer, head]`, `chosen` and `t_vhd` `[n, step]`.
 
     Args:
         data: images with prompts; see `wb.tasks.images_from_samples` and `task: captions`.

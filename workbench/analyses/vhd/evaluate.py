@@ -7,8 +7,8 @@
     zeroed     the k heads of highest mean VHD, for all examples, times 0
     zeroed random   as many random other heads of the same layers, times 0
 
-Captions are judged against the objects an image shows (CHAIR), answers against the true yes or no (POPE). Random draws
-are pooled; `lowest` and `highest` are the extremes over single draws. It never changes how heads are found.
+Every condition is judged by `analyses.evaluation`: its null are the random heads of the same alpha or number. Random
+draws are pooled. It never changes how heads are found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from workbench import stats
-from workbench.analyses import hallucination
+from workbench.analyses import evaluation
 from workbench.analyses.vhd import score
 from workbench.analyses.vhd.branches import Views
 from workbench.analyses.vhd.generate import Factors, Reinforcement, as_text, end_tokens, write
@@ -33,12 +33,12 @@ from workbench.progress import bar
 from workbench.tables import HeadTable
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.analyses.base import Result
     from workbench.models import Model
 
 _KEYS = ["condition", "alpha", "k"]
+_CONDITIONS = (evaluation.PLAIN, "vhr", "others", "random", "zeroed", "zeroed random")
+_NULLS = {"vhr": "random", "others": "random", "zeroed": "zeroed random"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Condition:
 
 
 def evaluate(model: Model, views: Views, heads: HeadTable, params: VhdParams, seed: int, *, into: Result) -> None:
-    """Write captions under every condition; adds the tables `captions` and `evaluation` and a summary to `into`.
+    """Write texts under every condition; adds tables `captions`, `evaluation` (and `answers`) and a summary to `into`.
 
     Raises:
         InputError: the data say neither what the images show nor what the answers are, or `vhr` names a layer or a
@@ -62,11 +62,6 @@ def evaluate(model: Model, views: Views, heads: HeadTable, params: VhdParams, se
 
     assert params.vhr is not None
     started = time.perf_counter()
-    if not any(s.objects is not None or s.answer is not None for s in views.data):
-        raise InputError(
-            "vhr is evaluated against what the images show, but no sample has objects or an answer; add them, or leave "
-            "vhr out."
-        )
     layers = _layers(model, params.vhr)
     zeroed = _zeroed(model, heads, params.vhr, seed)
     rows: list[dict[str, Any]] = []
@@ -75,18 +70,17 @@ def evaluate(model: Model, views: Views, heads: HeadTable, params: VhdParams, se
         for start in range(0, n, params.batch_size):
             chosen = list(range(start, min(start + params.batch_size, n)))
             for condition, texts in _batch(model, views, chosen, layers, zeroed, params, seed):
-                rows += [
-                    {**_facts(condition), **_judged(views, index, text)}
-                    for index, text in zip(chosen, texts, strict=True)
-                ]
+                for index, said in zip(chosen, texts, strict=True):
+                    row = evaluation.judged(views.data[index], said, views.data.vocabulary)
+                    rows.append({**_facts(condition), **row})
             shown.update(len(chosen))
-    captions = pd.DataFrame(rows)
-    plain = captions[captions["condition"] == "plain"].set_index("example")["said"]
-    captions["agrees"] = captions["said"] == captions["example"].map(plain)
-    captions = captions.sort_values([*_KEYS, "draw"], kind="stable", ignore_index=True)
+    captions = evaluation.ordered(pd.DataFrame(rows), [*_KEYS, "draw"], _CONDITIONS)
     into.tables["captions"] = captions
-    into.tables["evaluation"] = evaluation(captions, n_boot=params.bootstrap, seed=seed)
-    into.summary["vhr"] = {"layers": list(layers), **headline(into.tables["evaluation"])}
+    options = {"n_boot": params.bootstrap, "seed": seed}
+    into.tables["evaluation"] = table = evaluation.compared(captions, _KEYS, nulls=_NULLS, **options)
+    if (captions["truth"] != "").any():
+        into.tables["answers"] = evaluation.by_negatives(captions, _KEYS, **options)
+    into.summary["vhr"] = {"layers": list(layers), **evaluation.headline(table, _name)}
     into.timing["reinforcement"] = time.perf_counter() - started
 
 
@@ -109,7 +103,7 @@ def _batch(
         out = write(model, image, max_new_tokens=params.max_new_tokens, ends=ends, change=change, text=text)
         return [as_text(model, tokens) for tokens in out.tokens]
 
-    yield Condition("plain"), said(None)
+    yield Condition(evaluation.PLAIN), said(None)
     for alpha in vhr.alpha:
         change = Reinforcement(alpha, layers, params.variant, params.outliers, vhr.refresh)
         yield Condition("vhr", alpha), said(change)
@@ -187,61 +181,9 @@ def _facts(condition: Condition) -> dict[str, Any]:
     return {"condition": condition.name, "alpha": condition.alpha, "k": condition.k, "draw": condition.draw}
 
 
-def _judged(views: Views, index: int, text: str) -> dict[str, Any]:
-    sample = views.data[index]
-    row: dict[str, Any] = {"example": sample.id, "said": text, "hits": -1, "false": -1, "shown": -1}
-    row |= {"words": len(text.split()), "answer": "", "truth": ""}
-    if sample.answer is not None:
-        row |= {"answer": hallucination.answer(text) or "", "truth": sample.answer}
-    elif sample.objects is not None:
-        counts = hallucination.count(text, sample.objects, views.data.vocabulary)
-        row |= {"hits": counts.hits, "false": counts.false, "shown": counts.shown}
-    return row
-
-
-def evaluation(captions: pd.DataFrame, *, n_boot: int, seed: int) -> pd.DataFrame:
-    """One row per condition: CHAIR and F1 of captions, POPE's figures of answers (prefix `answers_`), with intervals.
-
-    `agreement` is the share of texts that are the unchanged model's; `chair_i_change` is relative to it (-0.25: a
-    quarter less).
-    """
-    import pandas as pd
-
-    rows = []
-    for keys, part in captions.groupby(_KEYS, sort=True):
-        row: dict[str, Any] = dict(zip(_KEYS, keys, strict=True))  # type: ignore[arg-type]
-        row |= {"draws": part["draw"].nunique(), "agreement": float(part["agrees"].mean())}
-        described, asked = part[part["shown"] >= 0], part[part["truth"] != ""]
-        if len(described):
-            row |= hallucination.chair(_counts(described), n_boot=n_boot, seed=seed)
-            by_draw = [hallucination.chair(_counts(one), n_boot=1)["chair_i"] for _, one in described.groupby("draw")]
-            row |= {"lowest": min(by_draw), "highest": max(by_draw)}
-        if len(asked):
-            answers = [said or None for said in asked["answer"]]
-            figures = hallucination.pope(answers, asked["truth"].tolist(), n_boot=n_boot, seed=seed)
-            row |= {f"answers_{key}": value for key, value in figures.items()}
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    if "chair_i" in table:
-        base = float(table.loc[table["condition"] == "plain", "chair_i"].iloc[0])
-        table["chair_i_change"] = (table["chair_i"] - base) / base if base > 0 else np.nan
-    return table
-
-
-def _counts(part: Any) -> list[hallucination.Counts]:
-    rows = part[["hits", "false", "shown", "words"]].itertuples(index=False)
-    return [hallucination.Counts(*map(int, row)) for row in rows]
-
-
-def headline(table: pd.DataFrame) -> dict[str, Any]:
-    """By condition: the figures one looks at first."""
-    wanted = ("chair_i", "chair_s", "chair_i_change", "recall", "f1", "words", "answers_accuracy", "answers_yes_ratio")
-    found = {}
-    for row in table.to_dict("records"):
-        name = row["condition"]
-        if name.startswith("zeroed"):
-            name = f"{name} {row['k']}"
-        elif name != "plain":
-            name = f"{name} {row['alpha']:g}"
-        found[name] = {key: None if np.isnan(row[key]) else round(float(row[key]), 4) for key in wanted if key in row}
-    return found
+def _name(row: dict[str, Any]) -> str:
+    """Of a condition, in the summary."""
+    name = row["condition"]
+    if name.startswith("zeroed"):
+        return f"{name} {row['k']}"
+    return name if name == evaluation.PLAIN else f"{name} {row['alpha']:g}"

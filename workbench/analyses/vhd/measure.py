@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import stats
+from workbench.analyses import evaluation
 from workbench.analyses.base import Result
 from workbench.analyses.vhd import score
 from workbench.analyses.vhd.branches import Branch, Views
@@ -73,6 +74,7 @@ def measure(model: Model, data: ImageDataset, params: VhdParams, seed: int) -> R
         raise InputError("vhd needs a dataset of at least one image with its prompt; see workbench.tasks.images.")
     if params.vhr is not None:
         model.require("head_ablation_ok")
+        evaluation.must_be_judged(data, "vhr")
     started = time.perf_counter()
     views = Views(model, data, params.without)
     found = divergences(model, views, params, seed)
@@ -157,7 +159,9 @@ def last_outputs(
     z_names = names(model, "z")
     with torch.no_grad():
         kept = capture(model, padded.tokens, z_names, positions=slice(-longest, None), **padded.options())
-    z = torch.stack([kept[name] for name in z_names], dim=2).float().cpu()  # [row, step from the end, layer, ...]
+    z = score.precise(
+        torch.stack([kept[name] for name in z_names], dim=2)
+    ).cpu()  # [row, step from the end, layer, ...]
     out = torch.full_like(z, float("nan"))
     for row, n in enumerate(steps):
         out[row, :n] = z[row, longest - n :]

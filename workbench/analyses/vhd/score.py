@@ -16,17 +16,22 @@ _RELEASED_STD = 1.0  # the released code looks for outliers only where VHD sprea
 _PAPER_LAYERS, _PAPER_LAST = 32, 14
 
 
+def precise(x: Tensor) -> Tensor:
+    """At least single precision, so that squares of bfloat16 are not rounded."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def divergence(
     with_image: Float[Tensor, "*rest head d_head"], without: Float[Tensor, "*rest head d_head"], variant: Variant
 ) -> Float[Tensor, "*rest head"]:
     """VHD (eq. 4): the L2 distance of each head's outputs; squared in the released code."""
-    square = (with_image.float() - without.float()).square().sum(dim=-1)
+    square = (precise(with_image) - precise(without)).square().sum(dim=-1)
     return square if variant == "released" else square.sqrt()
 
 
 def text_norm(without: Float[Tensor, "*rest head d_head"]) -> Float[Tensor, "*rest head"]:
     """TA: squared length of each head's output without the image."""
-    return without.float().square().sum(dim=-1)
+    return precise(without).square().sum(dim=-1)
 
 
 def outliers(

@@ -7,6 +7,7 @@ fresh instances with other heads, other subspaces and other noise, so that nothi
     codes     words as vectors: many in few dimensions, never confused
     residual  named orthogonal subspaces of the residual stream, and the constant that holds its norm
     writing   an empty model, and one head's queries, keys, values and output written into it
+    llava     a LLaVA that sees colours, for the two vision models
     silence   heads switched off, for the figures on the card
     words     a word-level tokenizer
     folder    model, tokenizer and card on disk
@@ -31,6 +32,7 @@ _MODULES = {
     "planted-induction": "induction",
     "planted-ioi": "ioi",
     "planted-refusal": "refusal",
+    "planted-sinks": "sinks",
     "planted-vision": "vision",
 }
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workbench.tasks.pairs import PairBatch
 
 N_PAIRS = 32
+N_OVERLAP = 16  # pairs of each task, where both are looked at together
 VISIBLE = 0.1  # share of the logit difference from which the cards call a head or an edge visible
 
 Edge = tuple[str, str, str]  # sender, receiver, input: roles; "logits" has no input
@@ -246,6 +247,15 @@ def card(
     figures = ablations(probe, circuits.task(task, tokenizer, 2 * N_PAIRS, seed=1).batch(), planted)
     shared = [role for role in circuit("ioi") if role in circuit("colored_objects")]
     union = len({*circuit("ioi"), *circuit("colored_objects")})
+    both = {
+        "claim": "overlap",
+        "data": {"tasks": {name: {"task": name, "n": N_OVERLAP} for name in EDGES}},
+        "heads": sorted(list(slots[role]) for role in shared),
+        "optional": [],
+        "value": len(shared) / union,
+        "how": "planted",
+        "evidence": f"written so: {len(shared)} heads serve both tasks, {union} serve one or both (Jaccard of the two)",
+    }
     blind = {
         name: [head["role"] for head in found["heads"] if head["head"] not in found["sees"]]
         for name, found in seen.items()
@@ -292,6 +302,7 @@ def card(
                     if edge["receiver"] == "logits"
                 ),
             },
+            *([] if "weights" in about else [both]),  # one of the two cards of these weights says it
         ],
         "overlap": {
             "with": about["other"],

@@ -9,23 +9,19 @@ alone it cannot find. Roles of tokens are in each pair's `spans`. Nothing here k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.errors import InputError
 from workbench.tasks.circuits.compose import make
-from workbench.tasks.circuits.layouts import colored_pairs, mib_ioi
+from workbench.tasks.circuits.layouts import colored_pairs, mib_ioi, mib_words
 from workbench.tasks.circuits.vocabulary import TASKS, get, vocabulary, word_tokenizer
 from workbench.tasks.pairs import PairDataset
 
-_DEFAULTS: dict[str, Any] = {
-    "corruption": None,
-    "phrasing": None,
-    "prefix": 0,
-    "split": "all",
-    "template": None,
-    "seed": 0,
-}
-OPTIONS = ("n", *_DEFAULTS)
+OPTIONS = ("n", "corruption", "phrasing", "prefix", "split", "template", "seed")  # of every task; ioi has `files` too
+REPORTED = ("changes", "split_by", "pools", "redrawn")  # what a recipe says of the data beside its options
 
 __all__ = [
     "OPTIONS",
@@ -36,6 +32,7 @@ __all__ = [
     "greater_than",
     "ioi",
     "letters",
+    "mib_words",
     "names",
     "task",
     "vocabulary",
@@ -64,6 +61,7 @@ def task(
     split: str = "all",
     template: str | None = None,
     seed: int = 0,
+    files: str | Path | Mapping[str, Any] | None = None,
 ) -> PairDataset:
     """`n` pairs of the task `name`, one of `names()`.
 
@@ -75,23 +73,26 @@ def task(
         prefix: filler words in front of each prompt, which shift every position.
         split: `train` and `held_out` share no combination of the words that matter; `all` makes no difference.
         template: what surrounds each prompt (see `template.frame`).
+        files: of `ioi`: a folder with the templates and words of the MIB benchmark (or those, as `mib_words` reads
+            them), used instead of ours.
 
     Raises:
         InputError: an option is unusable, or the tokenizer cannot express the task.
     """
     options: dict[str, Any] = {"corruption": corruption, "phrasing": phrasing, "prefix": prefix, "split": split}
-    return make(get(name), model, n, template=template, seed=seed, **options)
-
-
-def ioi(model: Any, n: int = 32, *, files: str | Path | None = None, **options: Any) -> PairDataset:
-    """Indirect object identification; corruptions flip, third, redraw. Options as in `task`.
-
-    Args:
-        files: a folder with the templates and words of the MIB benchmark, to be used instead of ours.
-    """
+    options |= {"template": template, "seed": seed}
     if files is None:
-        return task("ioi", model, n, **options)
-    return make(mib_ioi(get("ioi"), files), model, n, **{**_DEFAULTS, **options})
+        return make(get(name), model, n, **options)
+    if name != "ioi":
+        raise InputError(f"Task {name} has no published words to read; leave out `files`, which belongs to ioi.")
+    words = files if isinstance(files, Mapping) else mib_words(files)
+    made = make(mib_ioi(get(name), words), model, n, **options)
+    return replace(made, meta={**made.meta, "files": dict(words)})
+
+
+def ioi(model: Any, n: int = 32, **options: Any) -> PairDataset:
+    """Indirect object identification; corruptions flip, third, redraw. Options as in `task`."""
+    return task("ioi", model, n, **options)
 
 
 def colored_objects(model: Any, n: int = 32, **options: Any) -> PairDataset:
