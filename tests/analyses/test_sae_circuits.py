@@ -173,3 +173,14 @@ def test_pairs_become_positives_and_negatives_in_order(planted_ioi):
     assert [s.tokens for s in data] == [p.clean for p in pairs] + [p.corrupted for p in pairs]
     assert data.describe()["recipe"]["negatives"] == "corrupted prompts of the pairs (corruption third)"
     assert data.n_positive == 3 and data.digest() == contrast_from_pairs(pairs).digest() != data[:2].digest()
+
+
+def test_a_ranking_upside_down_says_so():
+    """On the induction circuit each head says one thing clearly, so codes differ least where it matters most."""
+    model = load_model("organism:planted-induction")
+    (truth,) = [truth for truth in truths.read(organisms.card("planted-induction")) if truth.claim == "circuit"]
+    params = {**QUICK, "variant": "divergence", "methods": ["mean_difference"]}
+    found = wb.sae_circuits(model, resolved(model, truth.data), reference="organism", **params)
+    assert found.summary["auc"]["divergence"] < 0.25
+    assert found.summary["status"].startswith("no better than label permutation")
+    assert found.summary["status"].endswith("the reference ranks below the other heads")

@@ -178,7 +178,7 @@ def test_the_curve_and_the_spot_check_equal_the_slow_twin(hf, data, sae, result)
     curve, spot = result.tables["circuit_curve"], result.tables["circuit_spot_check"]
     order = [f for f in result.tables["circuit_features"]["feature"] if f >= 0]
     size = 2
-    kept, gap, alone = {True: 0.0, False: 0.0}, 0.0, 0.0
+    kept, gap, out, into = {True: 0.0, False: 0.0}, 0.0, 0.0, 0.0
     for pair in data:
         clean = torch.tensor(pair.clean)
         x, other = slow.stream(hf, clean, LAYER), slow.stream(hf, torch.tensor(pair.corrupted), LAYER)
@@ -193,12 +193,17 @@ def test_the_curve_and_the_spot_check_equal_the_slow_twin(hf, data, sae, result)
         gap += value(x) - value(other)
         for with_error in (True, False):
             kept[with_error] += value(other + part + (error if with_error else 0)) - value(other)
-        alone += value(x) - value(x - change[:, order[:1]] @ sae[1]["W_dec"][order[:1]])
+        alone = change[:, order[:1]] @ sae[1]["W_dec"][order[:1]]
+        out, into = out + value(x) - value(x - alone), into + value(other + alone) - value(other)
     for with_error, total in kept.items():
         got = row(curve, n_features=size, error=with_error)
         assert got["faithfulness"] == pytest.approx(total / gap, rel=1e-3)
         assert got["ci_low"] <= got["ci_high"] and np.isfinite(got["random_mean"])
-    assert row(spot, feature=order[0])["exact"] == pytest.approx(alone / len(data), rel=1e-3, abs=1e-5)
+    strongest = row(spot, feature=order[0])
+    assert strongest["taken_out"] == pytest.approx(out / len(data), rel=1e-3, abs=1e-5)
+    assert strongest["put_in"] == pytest.approx(into / len(data), rel=1e-3, abs=1e-5)
+    assert strongest["both"] == pytest.approx((out + into) / 2 / len(data), rel=1e-3, abs=1e-5)
+    assert set(result.summary["circuit"]["spot_check"]) == {"both", "taken_out", "put_in"}
     everything = row(curve, n_features=len(order), error=True)
     assert everything["faithfulness"] == pytest.approx(1, abs=1e-4)
     assert row(curve, n_features=0, error=False)["faithfulness"] == pytest.approx(0, abs=1e-5)

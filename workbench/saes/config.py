@@ -22,6 +22,11 @@ _FIELDS = {
     *("architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations"),
     *("reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm"),
 }
+_TRAINING = {"decoder_init_norm", "aux_loss_coefficient", "l1_coefficient", "l0_coefficient"}  # since version 6
+_UNSUPPORTED = {
+    *("abstopk", "batchtopk", "matryoshka_batchtopk", "matching_pursuit", "temporal"),
+    *("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
+}
 _OLD_NAMES = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -94,6 +99,12 @@ def parse_config(values: Any, *, where: str) -> SaeConfig:
     metadata = {k: v for k, v in given.items() if k not in _FIELDS} if flat else given["metadata"]
     if not isinstance(metadata, Mapping):
         raise InputError(f"{where}: metadata is {metadata!r}, not an object; is it an SAE's cfg.json?")
+    if not flat and _TRAINING & given.keys():
+        raise InputError(
+            f"{where} is a checkpoint of training ({min(_TRAINING & given.keys())}), whose features may be computed "
+            "otherwise than those of the finished autoencoder; save it with SAELens' save_inference_model."
+        )
+    architecture, k = _architecture(given, where, flat=flat)
     if not flat:
         unknown = sorted(given.keys() - _FIELDS)
         if unknown:
@@ -101,7 +112,6 @@ def parse_config(values: Any, *, where: str) -> SaeConfig:
                 f"{where}: the setting {unknown[0]!r} is not known here, so what the autoencoder computes is not "
                 f"either.{did_you_mean(unknown[0], _FIELDS)}"
             )
-    architecture, k = _architecture(given, where, flat=flat)
     _refuse(given, metadata, architecture, where)
     hook_name = metadata.get("hook_name")
     if not isinstance(hook_name, str) or not hook_name:
@@ -133,7 +143,8 @@ def _architecture(given: Mapping[str, Any], where: str, *, flat: bool) -> tuple[
     elif architecture in ARCHITECTURES:
         raise InputError(f"{where}: the activation function {activation!r} is not known here; relu and topk are.")
     else:
-        hint = did_you_mean(str(architecture), ARCHITECTURES)
+        # a name that SAELens knows is no slip of the pen for another one
+        hint = "" if architecture in _UNSUPPORTED else did_you_mean(str(architecture), ARCHITECTURES)
         raise InputError(
             f"{where}: the architecture {architecture!r} is not known here.{hint} Known: {', '.join(ARCHITECTURES)}."
         )

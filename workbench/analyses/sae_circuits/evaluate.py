@@ -17,11 +17,14 @@ def auc(score: np.ndarray, true: np.ndarray) -> float:
     below all others."""
     from scipy.stats import rankdata
 
-    score, true = _floored(score), np.asarray(true, dtype=bool).ravel()
+    return _area(rankdata(_floored(score)), np.asarray(true, dtype=bool).ravel())
+
+
+def _area(ranks: np.ndarray, true: np.ndarray) -> float:
     n, m = int(true.sum()), int((~true).sum())
     if not n or not m:
         return float("nan")
-    return float((rankdata(score)[true].sum() - n * (n + 1) / 2) / (n * m))
+    return float((ranks[true].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def curve(score: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
@@ -41,13 +44,16 @@ def curve(score: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
 
 def judged(score: np.ndarray, true: np.ndarray, *, n_perm: int = 999, seed: int = 0) -> dict[str, Any]:
     """AUC with its p-value under shuffled heads, average precision, and both F1 at their best thresholds."""
-    area = auc(score, true)
+    from scipy.stats import rankdata
+
+    ranks, true = rankdata(_floored(score)), np.asarray(true, dtype=bool).ravel()
+    area = _area(ranks, true)
     if np.isnan(area):
         return dict.fromkeys(("auc", "auc_p", "average_precision", "f1", "f1_threshold", "paper_f1"), float("nan"))
     points = curve(score, true)
     steps = np.diff(np.concatenate([[0.0], points["tpr"]]))
     rng = np.random.default_rng(seed)
-    drawn = [auc(score, rng.permutation(np.ravel(true))) for _ in range(n_perm)]
+    drawn = [_area(ranks, rng.permutation(true)) for _ in range(n_perm)]
     best = int(np.argmax(points["f1"]))
     return {
         "auc": area,

@@ -7,9 +7,11 @@
     activation_patching    |effect| of exchanging the head's output, exact (noising)
     attribution_patching   the same to first order
     eap_ig                 the same with gradients averaged between the two prompts
+    hisp                   |gradient at a mask on the head's output|             (`masks`)
+    subnetwork_probing     a learned mask                                         (`masks`)
 
-The last three are the analyses of the same names with their defaults, as far as they matter to a ranking; they need
-pairs. A method that cannot run says why.
+The three of patching are the analyses of the same names with their defaults, as far as they matter to a ranking. The
+last five need pairs. A method that cannot run says why.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ def probe(out: Outputs, positive: np.ndarray, data: ContrastDataset, folds: int,
 
 
 def patching(name: Method, model: Model, pairs: PairDataset | None, params: SaeCircuitsParams, seed: int) -> np.ndarray:
-    """`[layer, head]` size of the mean effect of exchanging each head's output, exact or approximate.
+    """`[layer, head]` size of the mean effect of exchanging each head's output, exact or approximate, or of its mask.
 
     Raises:
         InputError: the data are no pairs.
@@ -119,6 +121,14 @@ def patching(name: Method, model: Model, pairs: PairDataset | None, params: SaeC
 
     if pairs is None:
         raise InputError("patching goes position by position, so it needs pairs; give a task of pairs.")
+    if name in ("hisp", "subnetwork_probing"):
+        from workbench.analyses.sae_circuits import masks
+
+        model.require("head_ablation_ok")
+        batch = pairs.batch()
+        if name == "hisp":
+            return masks.hisp(model, batch)
+        return masks.subnetwork_probing(model, batch, steps=params.probing_steps, seed=seed)
     options = {"direction": "noising", "controls": 0, "bootstrap": 1}
     if name == "activation_patching":
         analysis = activation_patching.ANALYSIS

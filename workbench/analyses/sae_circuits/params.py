@@ -19,9 +19,12 @@ Method = Literal[
     "activation_patching",
     "attribution_patching",
     "eap_ig",
+    "hisp",
+    "subnetwork_probing",
 ]
-METHODS: tuple[Method, ...] = Method.__args__  # type: ignore[attr-defined]
-CAUSAL = ("activation_patching", "attribution_patching", "eap_ig")
+ALL_METHODS: tuple[Method, ...] = Method.__args__  # type: ignore[attr-defined]
+METHODS: tuple[Method, ...] = tuple(name for name in ALL_METHODS if name != "subnetwork_probing")
+CAUSAL = ("activation_patching", "attribution_patching", "eap_ig", "hisp", "subnetwork_probing")
 
 
 class SaeCircuitsParams(PromptParams):
@@ -46,8 +49,10 @@ class SaeCircuitsParams(PromptParams):
         bootstrap: resamples of the examples.
         reference: heads to hold the ranking to: null, `organism` (its card), a published set (`references.names()`), a
             list of [layer, head], or a .json file of such, which becomes the list.
-        methods: what stands beside in the table `methods`; the causal ones need pairs.
+        methods: what stands beside in the table `methods`; the causal ones need pairs. `subnetwork_probing`, which
+            trains, is not among the defaults.
         ig_steps: of `eap_ig`.
+        probing_steps: of `subnetwork_probing`, each a forward and backward pass over 16 pairs.
         folds: of the cross-validation of `probe`.
     """
 
@@ -72,6 +77,7 @@ class SaeCircuitsParams(PromptParams):
     reference: str | tuple[tuple[int, int], ...] | None = None
     methods: tuple[Method, ...] = METHODS
     ig_steps: int = Field(default=10, ge=1)
+    probing_steps: int = Field(default=200, ge=1)
     folds: int = Field(default=5, ge=2)
 
     @field_validator("reference", mode="before")

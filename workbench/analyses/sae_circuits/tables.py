@@ -210,7 +210,8 @@ class Tables:
             words.append(f"chance (p = {float(by.at[variant, 'auc_p']):.2f})")
         words += [f"{name.replace('_', ' ')} ({value:.2f})" for name, value in rivals.items() if own <= value]
         if words:
-            return f"no better than {', '.join(words)}: AUC {own:.2f}"
+            inverted = ", the reference ranks below the other heads" if own < 0.5 else ""
+            return f"no better than {', '.join(words)}: AUC {own:.2f}{inverted}"
         return f"better than its null and the plain baselines: AUC {own:.2f}"
 
     def _counted(self, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

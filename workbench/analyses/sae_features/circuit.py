@@ -6,7 +6,13 @@ same with the answer removed (corrupted run, or means):
     effect(f) = sum over positions of (a_f - a'_f) g . d_f        effect(error) = sum over positions of g . (e - e')
 
 g is dM/dx, M the logit difference, averaged over the straight way from x' to x (integrated gradients, midpoints). All
-effects together are M(x) - M(x') for fine enough steps (completeness). Faithfulness of a set C of features:
+effects together are M(x) - M(x') for fine enough steps (completeness). It is no approximation of what one feature does
+alone at either end of the way: where several do the same, taking one out of the clean run costs less than putting it
+into x' gains, and the average over the way lies between. So the spot check measures both ends exactly:
+
+    out(f) = M(x) - M(x - (a_f - a'_f) d_f)        in(f) = M(x' + (a_f - a'_f) d_f) - M(x')
+
+and correlates effect(f) with each and with their mean. Faithfulness of a set C of features:
 
     F(C) = (M(x' + sum_C (a_f - a'_f) d_f [+ e - e']) - M(x')) / (M(x) - M(x'))
 
@@ -148,7 +154,7 @@ def feature_circuit(
     differs = np.flatnonzero((found.features != 0).any(0).any(0).cpu().numpy())
     order = [int(f) for f in differs[np.argsort(-np.abs(by_feature[:, differs].mean(0)), kind="stable")]]
     rng = np.random.default_rng(seed)
-    spot, correlation = _spot_check(found, full, by_feature, by_error, order, params.spot_check, rng)
+    spot, correlations = _spot_check(found, (full, empty), by_feature, by_error, order, params.spot_check, rng)
     curve = _curve(found, full, empty, order, params, bootstrap, rng, seed)
     complete = float((by_feature.sum(1) + by_error).mean())
     enough = curve[curve["faithfulness"] >= 0.8].groupby("error")["n_features"].min().to_dict()
@@ -160,7 +166,7 @@ def feature_circuit(
         "share_of_error_stderr": float(stats.stderr(by_error[:, None])[0] / abs(gap)),
         "features_for_80_percent": int(enough[True]) if True in enough else None,
         "features_for_80_percent_without_error": int(enough[False]) if False in enough else None,
-        "spot_check": correlation,
+        "spot_check": correlations,
     }
     tables = {"circuit_features": _features_table(by_feature, by_error, order, seed), "circuit_curve": curve}
     if len(spot):
@@ -191,36 +197,45 @@ def _features_table(by_feature: np.ndarray, by_error: np.ndarray, order: list[in
 
 def _spot_check(
     found: Ends,
-    full: np.ndarray,
+    ends_: tuple[np.ndarray, np.ndarray],
     by_feature: np.ndarray,
     by_error: np.ndarray,
     order: list[int],
     count: int,
     rng: np.random.Generator,
-) -> tuple[pd.DataFrame, float | None]:
-    """Nodes removed alone, exactly; the error always among them."""
+) -> tuple[pd.DataFrame, dict[str, float | None]]:
+    """Nodes taken out of the clean run alone and put into the other one alone; the error always among them.
+
+    Correlations of the effects of features with `taken_out`, `put_in` and their mean (`both`), None where undefined.
+    """
+    full, empty = ends_
     strongest = order[: (count + 1) // 2]
     others = sorted(set(order) - set(strongest))
     drawn = [int(f) for f in rng.permutation(others)[: count // 2]] if others else []
     rows = []
     for feature in [ERROR, *strongest, *drawn] if count else []:
-        removed = found.error if feature == ERROR else found.part([feature], error=False)
-        exact = full - found.metric(found.x - removed)
+        part = found.error if feature == ERROR else found.part([feature], error=False)
+        out = full - found.metric(found.x - part)
+        into = found.metric(found.x - found.change + part) - empty
         approximate = by_error if feature == ERROR else by_feature[:, feature]
         rows.append(
             {
                 "feature": feature,
                 "chosen": "error" if feature == ERROR else "strongest" if feature in strongest else "random",
                 "effect": float(approximate.mean()),
-                "exact": float(exact.mean()),
-                "exact_stderr": float(stats.stderr(exact[:, None])[0]),
+                "taken_out": float(out.mean()),
+                "put_in": float(into.mean()),
+                "both": float((out + into).mean() / 2),
+                "both_stderr": float(stats.stderr((out + into)[:, None] / 2)[0]),
             }
         )
-    frame = pd.DataFrame(rows)
-    effect, exact = (np.array([row[key] for row in rows if row["chosen"] != "error"]) for key in ("effect", "exact"))
-    if len(effect) < 3 or effect.std() == 0 or exact.std() == 0:
-        return frame, None
-    return frame, float(stats.pearson(effect, exact))
+    features = pd.DataFrame([row for row in rows if row["chosen"] != "error"])
+    correlations: dict[str, float | None] = {}
+    for name in ("both", "taken_out", "put_in") if count else ():
+        defined = len(features) >= 3 and features["effect"].std() > 0 and features[name].std() > 0
+        value = stats.pearson(features["effect"].to_numpy(), features[name].to_numpy()) if defined else None
+        correlations[name] = None if value is None else float(value)
+    return pd.DataFrame(rows), correlations
 
 
 def _curve(

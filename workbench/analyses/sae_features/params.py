@@ -40,7 +40,8 @@ class CircuitParams(Params):
         clean prompts.
     sizes: numbers of features at which faithfulness is measured; null for 0, 1, 2, 4, ... up to all that differ.
     random: random sets of features per size, for the null.
-    spot_check: features whose effect is also measured exactly, half of them the strongest and half random.
+    spot_check: features that are also taken out of the clean run and put into the other one alone, exactly; half of
+        them the strongest and half random.
     min_gap: logits by which the mean of both runs must differ, since shares of a gap near nothing are noise.
     """
 
