@@ -13,7 +13,7 @@ import pytest
 from tests.experiments.fake import World
 from tests.launch.conftest import Inline, inline, model_dir, spec_file, store, world  # noqa: F401 - fixtures
 from workbench.cli import launch, main
-from workbench.launch.drive import Board, Run
+from workbench.launch.board import Board, Run
 from workbench.store import Store
 
 

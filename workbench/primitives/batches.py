@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.primitives.sweep.checkpoint import Checkpoint
 from workbench.primitives.sweep.plan import out_of_memory
+from workbench.primitives.sweep.team import Key
 from workbench.progress import bar
 
 Work = Callable[[int, np.ndarray, Tensor], Mapping[str, np.ndarray]]
@@ -40,18 +41,23 @@ def measured(
     """
     values = {name: np.full((len(starts), n), np.nan) for name in names}
     size = min(size, kept.sizes.get("rows", size))
+    items = {
+        s: np.array([i for i, t in enumerate(starts) if t == s]) for s in sorted({s for s in starts if s is not None})
+    }
     with bar(n * sum(start is not None for start in starts), label) as shown:
-        for start in sorted({start for start in starts if start is not None}):
-            items = np.array([i for i, s in enumerate(starts) if s == start])
-            part = kept.load(0, start)
-            if part is None:
-                found, size = _layer(work, start, items, n, names, size, kept, shown)
-                part = {name: torch.from_numpy(value) for name, value in found.items()}
-                kept.save(0, start, part)
-            else:
-                shown.update(len(items) * n)
+        made: set[int] = set()
+
+        def make(key: Key) -> dict[str, Tensor]:
+            nonlocal size
+            found, size = _layer(work, key[1], items[key[1]], n, names, size, kept, shown)
+            made.add(key[1])
+            return {name: torch.from_numpy(value) for name, value in found.items()}
+
+        for (_, start), part in kept.parts([(0, start) for start in items], make):
             for name in names:
-                values[name][items] = part[name].numpy()
+                values[name][items[start]] = part[name].numpy()
+            if start not in made:
+                shown.update(len(items[start]) * n)
     kept.remove()
     return values
 

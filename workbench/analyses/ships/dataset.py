@@ -89,20 +89,22 @@ class Prompted(ABC):
         self.flops += forks.flops(units, draws=controls)
         parts = Checkpoint(self.root, None if self.root is None else self._key(forks, units, group, controls, stderr))
         self._parts.append(parts)
-        found = {name: [] for name in ("score", "stderr", "by_prompt", "null")}
-        order: list[int] = []
+        bands = list(forks.bands(units))
+        found: dict[int, dict[str, Tensor]] = {}
         with bar(len(units), "heads") as shown:
-            for number, band in enumerate(forks.bands(units)):
-                part = parts.load(0, number)
-                if part is None:
-                    part = self._band(forks, units, band, controls, stderr)
-                    parts.save(0, number, part)
-                for name, values in found.items():
-                    values.append(part[name])
-                order += band
-                shown.update(len(band))
-        back = np.argsort(order)
-        whole = {name: torch.cat(values, dim=1 if name == "null" else 0).numpy() for name, values in found.items()}
+            keys = [(0, number) for number in range(len(bands))]
+            for (_, number), part in parts.parts(
+                keys, lambda key: self._band(forks, units, bands[key[1]], controls, stderr)
+            ):
+                found[number] = part
+                shown.update(len(bands[number]))
+        back = np.argsort([unit for band in bands for unit in band])
+        whole = {
+            name: torch.cat(
+                [found[number][name] for number in range(len(bands))], dim=1 if name == "null" else 0
+            ).numpy()
+            for name in ("score", "stderr", "by_prompt", "null")
+        }
         return Turned(whole["score"][back], whole["stderr"][back], whole["by_prompt"][back], whole["null"][:, back])
 
     def forget(self) -> None:

@@ -3,6 +3,7 @@
 One directory per sweep, named by a digest of everything that decides its numbers; one safetensors file per chunk of
 prompts and layer, written beside its place and moved there, so that a file is whole or absent. A file that cannot be
 read counts as absent. The directory goes away with the sweep's completion: whoever asks again wants to compute again.
+Several processes may fill one directory together (`team`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from workbench.primitives.sweep import team
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -58,7 +61,10 @@ def _sha256(tokens: Tensor) -> str:
 
 
 def default_root() -> Path:
-    """Where analyses keep the parts of unfinished sweeps: `$WORKBENCH_CACHE/sweeps`, or below ~/.cache/workbench."""
+    """Where analyses keep the parts of unfinished sweeps: `$WORKBENCH_CACHE/sweeps`, or below ~/.cache/workbench; in a
+    team, its folder."""
+    if (shared := team.current()) is not None:
+        return shared.root
     root = os.environ.get("WORKBENCH_CACHE") or "~/.cache/workbench"
     return Path(root).expanduser() / "sweeps"
 
@@ -68,6 +74,27 @@ class Checkpoint:
 
     def __init__(self, root: str | Path | None, key: Any):
         self.folder = None if root is None else Path(root) / digest(key)
+
+    def parts(
+        self, keys: Sequence[team.Key], make: Callable[[team.Key], dict[str, Tensor]]
+    ) -> Iterator[tuple[team.Key, dict[str, Tensor]]]:
+        """Every part `(chunk, layer)` of `keys` once: from disk, or by `make`, which is then kept on disk.
+
+        In the order of `keys`; in a team in any order, with other members' parts as they come.
+        """
+
+        def made(key: team.Key) -> dict[str, Tensor]:
+            part = make(key)
+            self.save(*key, part)
+            return part
+
+        shared = None if self.folder is None else team.current()
+        if shared is not None:
+            yield from team.together(shared, keys, lambda key: self.load(*key), made)
+            return
+        for key in keys:
+            part = self.load(*key)
+            yield key, made(key) if part is None else part
 
     def load(self, chunk: int, layer: int) -> dict[str, Tensor] | None:
         """A finished part, None when it is not there (or not whole)."""
@@ -103,8 +130,8 @@ class Checkpoint:
             self._write(self.folder / _SIZES, json.dumps({**self.sizes, **sizes}).encode())
 
     def remove(self) -> None:
-        """Forget the sweep."""
-        if self.folder is not None:
+        """Forget the sweep; in a team nothing is forgotten, because others may not have read it yet."""
+        if self.folder is not None and team.current() is None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, chunk: int, layer: int) -> Path:

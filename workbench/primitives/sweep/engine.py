@@ -33,6 +33,7 @@ from workbench.primitives.sweep.fork import Start, Way, output_weights, run_fork
 from workbench.primitives.sweep.plan import batches, out_of_memory
 from workbench.primitives.sweep.prompts import Prompts
 from workbench.primitives.sweep.request import Method, Metric, Request
+from workbench.primitives.sweep.team import Key
 from workbench.primitives.sweep.units import Unit, in_one_layer
 from workbench.progress import bar
 
@@ -150,22 +151,31 @@ class _Run:
         n = len(asked.prompts)
         values = np.full((1 + asked.controls, len(asked.units), n), np.nan)
         base_values = np.full(n, np.nan)
-        means = None
+        chunks = asked.plan.chunks
         with torch.no_grad(), bar(values.size, f"sweep by {self.cost.method}") as shown:
-            for number, members in enumerate(asked.plan.chunks):
-                base: Base | None = None
-                for layer, group in asked.groups.items():
-                    part = self.kept.load(number, layer)
-                    if part is None:
-                        if base is None:
-                            means = self._means() if means is None else means
-                            base = self._base(members, means)
-                        part = self._layer(base, layer, group, means, shown)
-                        self.kept.save(number, layer, part)
-                    else:
-                        shown.update(part["values"].numel())
-                    values[np.ix_(range(len(values)), group, members)] = part["values"].numpy()
-                    base_values[members] = part["base"].numpy()
+            made: set[Key] = set()
+            means: dict[int, Tensor] | None = None
+            base: Base | None = None
+            at = -1  # the chunk of `base`
+
+            def make(key: Key) -> dict[str, Tensor]:
+                nonlocal means, base, at
+                number, layer = key
+                if at != number:
+                    means = self._means() if means is None else means
+                    base = None  # never two in memory
+                    base, at = self._base(chunks[number], means), number
+                assert base is not None
+                made.add(key)
+                return self._layer(base, layer, asked.groups[layer], means, shown)
+
+            keys = [(number, layer) for number in range(len(chunks)) for layer in asked.groups]
+            for key, part in self.kept.parts(keys, make):
+                members, group = chunks[key[0]], asked.groups[key[1]]
+                values[np.ix_(range(len(values)), group, members)] = part["values"].numpy()
+                base_values[members] = part["base"].numpy()
+                if key not in made:
+                    shown.update(part["values"].numel())
         self.kept.remove()
         return SweepResult(
             values=values[0],
