@@ -52,11 +52,11 @@ def test_the_shipped_circuit_is_found_exactly(shipped, name):
     assert graph.keys() == edges
 
 
-@pytest.mark.parametrize("seed", [101, 102, 103])
-def test_fresh_circuits_without_noise_are_found_exactly(seed, tmp_path):
+@pytest.mark.parametrize(("seed", "noise"), [(101, 0.0), (102, 0.05)])
+def test_fresh_circuits_are_found_exactly(seed, noise, tmp_path):  # bench/planted_circuits.py: 20 seeds of each
     from workbench.organisms.planted import ioi, ioi_evidence
 
-    hf, tokenizer, slots, _ = ioi.assemble(seed=seed, noise=0.0)
+    hf, tokenizer, slots, _ = ioi.assemble(seed=seed, noise=noise)
     hf.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = load_model(tmp_path)

@@ -56,6 +56,24 @@ def test_permuted_head_indices_are_a_miss(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert printed["verdicts"][0]["auroc"] < 0.95
 
 
+def test_an_overlap_must_be_the_one_that_was_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound, kept = analyses.get("overlap"), []
+
+    def once(*arguments: Any) -> Result:
+        kept[:] = kept or [sound.run(*arguments)]
+        return kept[0]
+
+    monkeypatch.setattr(analyses, "get", lambda _: dataclasses.replace(sound, run=once))
+    (verdict,) = certify(only=["overlap"]).verdicts
+    assert (verdict.organism, verdict.verdict, verdict.auroc) == ("planted-ioi", "pass", 1.0)
+    assert verdict.value == verdict.value_true == 3 / 8
+    assert verdict.success == 1 and verdict.success_masked <= 0.6 and verdict.success_random >= 0.9
+    finding = dataclasses.replace(sound.finds[0], value=lambda _: 3 / 7)
+    monkeypatch.setattr(analyses, "get", lambda _: dataclasses.replace(sound, run=once, finds=(finding,)))
+    (verdict,) = certify(only=["overlap"]).verdicts
+    assert (verdict.verdict, verdict.auroc) == ("miss", 1.0)
+
+
 def test_a_certificate_is_kept_as_an_artifact(certificate: Any, tmp_path: Path) -> None:
     store = Store(tmp_path)
     artifact = keep(certificate, store)

@@ -52,7 +52,7 @@ def direct_effects(hf, arch, ids, answer, wrong):
 
 
 def with_attention_row(hf, ids, heads, weights):
-    """Logits at the last token of a GPT-2 whose `heads` attend as `weights` `[key]` from the last token."""
+    """Logits at the last token of a GPT-2 whose `heads` attend as `weights` `[key]` (or a dict by head) at the end."""
     n_heads = hf.config.n_head
     width = hf.config.n_embd // n_heads
     handles = []
@@ -66,7 +66,8 @@ def with_attention_row(hf, ids, heads, weights):
             z = args[0].clone()
             for head in (h for at, h in heads if at == layer):
                 columns = slice(head * width, (head + 1) * width)
-                z[0, -1, columns] = weights @ values[-1][:, columns]
+                row = weights[layer, head] if isinstance(weights, dict) else weights
+                z[0, -1, columns] = row @ values[-1][:, columns]
             return (z,)
 
         attn = hf.transformer.h[layer].attn

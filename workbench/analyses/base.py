@@ -93,6 +93,7 @@ class Finding:
         magnitude: rank by the size of the effect, whichever its sign (a circuit has heads that work against it).
         min_auroc: area under the ROC curve, true heads against the others, below which it is a miss.
         how: only truths that came about so (`planted`, `trained in`, `found`); all by default.
+        value: of a result, the number that the card states beside the heads; it must be that number.
     """
 
     claim: str
@@ -102,6 +103,7 @@ class Finding:
     magnitude: bool = False
     min_auroc: float = 0.95
     how: tuple[str, ...] = ()
+    value: Callable[[Result], float] | None = None
 
 
 @dataclass(frozen=True)

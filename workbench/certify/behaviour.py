@@ -2,6 +2,7 @@
 
     needle   share of the needle's words in the greedy answer        zero ablation, prompt and answer alike
     pairs    share of pairs whose answer outranks the wrong answer   mean ablation (over prompts and positions)
+    task_set that of all tasks together, each ablated on its own     the same
     prompts  share of harmful prompts refused                        uniform attention, prompt and answer alike
     images   share of a picture's objects that its caption names     zero ablation, prompt and caption alike
 
@@ -54,6 +55,10 @@ def _pairs(model: Model, data: Any, heads: tuple[Head, ...]) -> list[float]:
     return right[:, 0].double().tolist()
 
 
+def _task_set(model: Model, data: Any, heads: tuple[Head, ...]) -> list[float]:
+    return [right for pairs in data.values() for right in _pairs(model, pairs, heads)]
+
+
 def _prompts(model: Model, data: Any, heads: tuple[Head, ...]) -> list[float]:
     from workbench.analyses.ships.refusal import Detector
 
@@ -103,4 +108,5 @@ _MEASURES: dict[str, Callable[[Model, Any, tuple[Head, ...]], list[float]]] = {
     "needle": _needle,
     "pairs": _pairs,
     "prompts": _prompts,
+    "task_set": _task_set,
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Head = tuple[int, int]
 _UNKNOWN = float("nan")
+SAME = 1e-9  # difference up to which a reported number is the one on the card
 DRAWS = 5  # random head sets that masking is compared with
 
 
@@ -34,6 +35,7 @@ class Verdict:
         threshold: least AUROC.
         success, success_masked, success_random: share of the examples on which the model does its task as it is, with
             the found heads masked, and with as many random heads of the same layers masked (mean of 5 draws).
+        value, value_true: the number that the analysis reports and the one on the card, where there is one.
         verdict: `pass`, `miss` or `not applicable` (the model lacks what the analysis needs; `note` says what).
         found, true: the heads.
     """
@@ -53,6 +55,8 @@ class Verdict:
     success: float = _UNKNOWN
     success_masked: float = _UNKNOWN
     success_random: float = _UNKNOWN
+    value: float = _UNKNOWN
+    value_true: float = _UNKNOWN
     note: str = ""
     found: tuple[Head, ...] = field(default=())
     true: tuple[Head, ...] = field(default=())
@@ -88,12 +92,18 @@ def examine(
     found = score.agreement(result.heads, finding, truth.heads, truth.optional)
     masked = _masking(model, data, found.heads, truth, seed)
     passed = found.auroc >= finding.min_auroc  # NaN is a miss
+    value = value_true = _UNKNOWN
+    if truth.value is not None and finding.value is not None:
+        value, value_true = finding.value(result), truth.value
+        passed &= abs(value - value_true) < SAME
     return Verdict(
         **facts,
         auroc=found.auroc,
         precision=found.precision,
         recall=found.recall,
         **masked,
+        value=value,
+        value_true=value_true,
         verdict="pass" if passed else "miss",
         seconds=time.perf_counter() - started,
         found=found.heads,
@@ -121,5 +131,7 @@ def _task(block: dict[str, Any]) -> str:
     if "task" in block:
         extra = [str(block[key]) for key in ("corruption", "split") if key in block]
         return " ".join([str(block["task"]), *extra])
+    if "tasks" in block:
+        return " and ".join(map(str, block["tasks"]))
     form = next((key for key in ("samples", "pairs", "prompts", "file") if key in block), "data")
     return f"{form} of the card"

@@ -21,6 +21,7 @@ class Truth:
         heads: all of them.
         optional: heads that are neither right nor wrong when found, such as backups.
         how: `planted`, `trained in` or `found`.
+        value: a number that is true beside the heads (of `overlap`: the Jaccard index of two circuits); None for none.
     """
 
     claim: str
@@ -28,6 +29,7 @@ class Truth:
     heads: frozenset[Head]
     optional: frozenset[Head]
     how: str
+    value: float | None = None
 
 
 def read(card: Mapping[str, Any]) -> tuple[Truth, ...]:
@@ -49,4 +51,6 @@ def _truth(record: Mapping[str, Any], card: Mapping[str, Any]) -> Truth:
     for layer, head in sorted(heads | optional):
         if not (0 <= layer < model["n_layers"] and 0 <= head < model["n_heads"]):
             raise InputError(f"The card of {name!r} names head ({layer}, {head}), which the model does not have.")
-    return Truth(str(record["claim"]), dict(record["data"]), heads, optional, str(record.get("how", "")))
+    value = record.get("value")
+    value = None if value is None else float(value)
+    return Truth(str(record["claim"]), dict(record["data"]), heads, optional, str(record.get("how", "")), value)

@@ -8,15 +8,14 @@ what is measured.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.errors import InputError
 from workbench.tasks import checks
+from workbench.tasks.dataset import Dataset
 from workbench.tasks.pictures import open_picture, pixel_digest
 from workbench.tasks.prompting import Placeholder, placeholder, tokenised
 
@@ -116,7 +115,7 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
-class ImageDataset(Sequence[ImageSample]):
+class ImageDataset(Dataset[ImageSample]):
     """An immutable sequence of image samples and the recipe that makes it again (`meta`, JSON-able).
 
     `vocabulary` names every object a caption may mention, () when it is not known.
@@ -124,26 +123,7 @@ class ImageDataset(Sequence[ImageSample]):
 
     kind: ClassVar[str] = "images"
 
-    name: str
-    samples: tuple[ImageSample, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @overload
-    def __getitem__(self, index: int) -> ImageSample: ...
-    @overload
-    def __getitem__(self, index: slice) -> ImageDataset: ...
-    def __getitem__(self, index: int | slice) -> ImageSample | ImageDataset:
-        if isinstance(index, slice):
-            kept = {"slice": [index.start, index.stop, index.step]}
-            return replace(self, samples=self.samples[index], meta={**self.meta, **kept})
-        return self.samples[index]
-
-    def __iter__(self) -> Iterator[ImageSample]:
-        return iter(self.samples)
 
     def only(self, group: str) -> ImageDataset:
         """The samples of one group."""
@@ -151,7 +131,7 @@ class ImageDataset(Sequence[ImageSample]):
         if not chosen:
             groups = ", ".join(sorted({repr(sample.group) for sample in self.samples}))
             raise InputError(f"The dataset {self.name!r} has no group {group!r}; it has {groups}.")
-        return replace(self, samples=chosen, meta={**self.meta, "only": group})
+        return self.with_samples(chosen, only=group)
 
     def batch(self, model: Any, indices: Sequence[int] | None = None) -> ImageBatch:
         """These samples (default: all), in this order, as tensors on the CPU; shorter ones padded on the left.
@@ -177,26 +157,16 @@ class ImageDataset(Sequence[ImageSample]):
             inputs["token_type_ids"] = image_mask.long()
         return ImageBatch(tokens, mask, image_mask, pixel_values, inputs)
 
-    def digest(self) -> str:
-        """`sha256:<64 hex>` over every prompt, pixel and answer: equal digests are the same experiment."""
+    def digested(self) -> Any:
         rows = [[getattr(s, name) for name in _DIGESTED] for s in self.samples]
         for row, sample in zip(rows, self.samples, strict=True):
             row += [] if sample.regions is None else [sorted(sample.regions.items())]
-        text = json.dumps([rows, self.vocabulary], ensure_ascii=False)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        return [rows, self.vocabulary]
 
-    def describe(self) -> dict[str, Any]:
-        """Recipe, size and digest as one JSON-able dict; it goes into the manifest of a run."""
-        lengths = sorted({sample.length for sample in self.samples})
+    def counts(self) -> dict[str, Any]:
         return {
-            "kind": self.kind,
-            "name": self.name,
-            "n": len(self.samples),
             "n_images": len({sample.pixels for sample in self.samples}),
-            "digest": self.digest(),
-            "lengths": lengths if len(lengths) <= 20 else [lengths[0], lengths[-1]],
             "groups": sorted({sample.group for sample in self.samples}),
-            "recipe": self.meta,
         }
 
     def to_frame(self) -> pd.DataFrame:

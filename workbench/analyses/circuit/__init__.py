@@ -3,9 +3,10 @@
     path_patching         Merullo et al. 2024, arXiv 2310.08744 (after Wang et al. 2022): stage by stage from the logits
     activation_patching   every node alone, exactly; no edges
     attribution           EAP-IG edges pruned to a size (Hanna et al. 2024, arXiv 2403.17806)
+    greedy                nodes removed one by one while what is left does the task; no edges
 
 1. The prompts under every corruption of their task, and an ablation beside them (`views`).
-2. The search (`discover`, `scores`), whose result is a typed graph (`graph`): table `nodes`, table `edges`.
+2. The search (`discover`, `scores`, `greedy`), whose result is a typed graph (`graph`): table `nodes`, table `edges`.
 3. Which corruption sees which head and edge: table `visibility` (`table`).
 4. What each head attends to and copies (`evidence`), and the role that follows (`roles`).
 5. The circuit run alone: faithfulness, completeness, minimality, the curve over sizes with CPR and CMD, random circuits
@@ -131,11 +132,13 @@ def _search_and_test(
 def search(model: Model, views: Views, params: CircuitParams) -> Measured:
     """The effects, and which belong to the circuit, by the method asked for."""
     from workbench.analyses.circuit import discover, scores
+    from workbench.analyses.circuit.greedy import greedy
 
     methods = {
         "path_patching": discover.path_patching,
         "activation_patching": scores.activation_patching,
         "attribution": scores.attribution,
+        "greedy": greedy,
     }
     return methods[params.method](model, views, params)
 
@@ -210,6 +213,10 @@ def _convention(params: CircuitParams) -> str:
         return f"every node exchanged alone at all positions, {params.direction}; everything above recomputed"
     mlps = "recomputed, hence part of the paths" if params.mlps == "recompute" else "frozen to the clean run"
     nodes = "heads and MLPs" if params.mlp_nodes else "heads"
+    if params.method == "greedy":
+        return (
+            f"{nodes} removed one by one while 1 - |1 - faithfulness| is {params.faithful} or more; all else computes"
+        )
     return f"paths between {nodes}; all other heads frozen to the clean run, MLPs {mlps}; all positions"
 
 
@@ -223,6 +230,6 @@ ANALYSIS = Analysis(
     run=run,
     finds=(
         Finding("circuit", _BARE, magnitude=True, how=KNOWN),
-        Finding("direct", _BARE, column="direct", magnitude=True, how=KNOWN),
+        Finding("direct", {**_BARE, "max_stages": 1}, column="direct", magnitude=True, how=KNOWN),
     ),
 )

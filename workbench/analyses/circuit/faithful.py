@@ -13,7 +13,7 @@ each. Circuits are run at the level of nodes. Unless MLPs are nodes, they comput
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from workbench.analyses.circuit.params import CircuitParams, FaithfulnessParams
     from workbench.analyses.circuit.views import View, Views
     from workbench.models import Model
-    from workbench.primitives.circuit_run import CircuitRun
 
 ENOUGH = 0.9  # f from which a circuit is said to do what the model does
 Node = tuple[int, int]  # (layer, head), or (layer, -1) for an MLP
@@ -92,13 +91,13 @@ def _of_view(
     asked: FaithfulnessParams,
     seed: int,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
-    from workbench.primitives.circuit_run import CircuitRun, complement
+    from workbench.analyses.circuit.greedy import removals
+    from workbench.analyses.circuit.views import circuit_run
+    from workbench.primitives.circuit_run import complement
     from workbench.primitives.paths import sender_name
     from workbench.primitives.sweep.readout import Readout
 
-    fill: Any = params.ablation if view.is_ablation else view.tokens
-    options = {"attention_mask": view.runs.base.mask, "mlps": params.mlp_nodes, "batch_rows": params.batch_rows}
-    run = CircuitRun.of(model, view.runs.base.tokens, fill, **options)
+    run = circuit_run(model, view, params)
     nodes = run.nodes
     rng = np.random.default_rng(seed)
     sets: list[tuple[str, int, tuple[Node, ...]]] = [
@@ -151,7 +150,7 @@ def _of_view(
             {"ablation": view.name, "ranking": ranking, "size": size, "n_nodes": len(some), "f": value}
         )
     smallest = None
-    for left, value in _greedy(run, nodes, view, empty, whole) if asked.greedy else ():
+    for left, value in removals(run, view, float(empty.mean()), float(whole.mean())) if asked.greedy else ():
         size = len(left) / len(nodes)
         rows["curve"].append(
             {"ablation": view.name, "ranking": "greedy", "size": size, "n_nodes": len(left), "f": value}
@@ -175,19 +174,6 @@ def _of_view(
         p = stats.empirical_p(np.array(table["circuit"]["f"]), chance)
         head |= {"random": float(chance.mean()), "random_p": float(p)}
     return rows, head
-
-
-def _greedy(
-    run: CircuitRun, nodes: Sequence[Node], view: View, empty: np.ndarray, full: np.ndarray
-) -> Iterator[tuple[tuple[Node, ...], float]]:
-    """What is left after each removal, and its f."""
-    left = tuple(nodes)
-    while left:
-        without = [tuple(other for other in left if other != node) for node in left]
-        means = run.measure(without, {"metric": view.readout})["metric"].mean(axis=1)
-        best = int(np.argmax((means - empty.mean()) * np.sign(full.mean() - empty.mean())))
-        left = without[best]
-        yield left, float(curve.faithfulness(means[[best]], float(empty.mean()), float(full.mean()))[0])
 
 
 def ratio(kept: np.ndarray, empty: np.ndarray, full: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from workbench.analyses.base import Params, PromptParams
 
-Method = Literal["path_patching", "activation_patching", "attribution"]
+Method = Literal["path_patching", "activation_patching", "attribution", "greedy"]
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _SHARES = {"significant": 0.1, "share": 0.1, "top": 0.01}
 
@@ -20,8 +20,8 @@ class FaithfulnessParams(Params):
         sizes: sizes of the curve, as shares of all nodes, ascending; the default are MIB's (there: of edges).
         draws: random circuits with as many nodes in every layer; 0 for none.
         minimality: also leave out each node of the circuit in turn.
-        greedy: also take nodes from the whole model, one by one, always the one whose absence costs least: how small a
-            circuit can be, whatever finds it. Costs half as many runs as there are pairs of nodes.
+        greedy: also take nodes from the whole model, one by one, always the one whose absence leaves the rest closest
+            to it: how small a circuit can be, whatever finds it. Costs as many runs as there are pairs of nodes.
     """
 
     sizes: tuple[float, ...] = MIB_SIZES
@@ -39,9 +39,11 @@ class FaithfulnessParams(Params):
 
 class CircuitParams(PromptParams):
     """Attributes:
-    method: `path_patching` (stage by stage, Merullo et al. 2024), `activation_patching` (exact, nodes only) or
-        `attribution` (EAP-IG edges, pruned to a size).
-    corruptions: names of the task's corruptions; null for all that it has. Explicit pairs have their own only.
+    method: `path_patching` (stage by stage, Merullo et al. 2024), `activation_patching` (exact, nodes only),
+        `attribution` (EAP-IG edges, pruned to a size) or `greedy` (nodes removed one by one while the rest does the
+        task; nodes only).
+    corruptions: names of the task's corruptions; null for all that it has, an empty list for the ablation alone.
+        Explicit pairs have their own only.
     ablation: beside the corruptions, the sender's `mean` over the prompts or `zero`; null for neither. It has no
         gradient, so `attribution` leaves it out.
     metric: read at the last token, of `answer` (and `wrong`).
@@ -56,6 +58,7 @@ class CircuitParams(PromptParams):
     direction: of activation patching; the other methods put corrupted activations into the clean run.
     steps: points of EAP-IG's path.
     n_edges: edges kept by `attribution`, a number or a share of all edges.
+    faithful: 1 - |1 - faithfulness| that `greedy` leaves the circuit with at least.
     roles: name the roles of the heads from what they attend to and copy.
     faithfulness: null to leave it out.
     min_gap: a corruption counts when the metric changes by more than this on average.
@@ -76,6 +79,7 @@ class CircuitParams(PromptParams):
     direction: Literal["noising", "denoising"] = "noising"
     steps: int = Field(default=5, ge=1)
     n_edges: int | float = Field(default=0.05, gt=0)
+    faithful: float = Field(default=0.9, gt=0, lt=1)
     roles: bool = True
     faithfulness: FaithfulnessParams | None = FaithfulnessParams()
     min_gap: float = Field(default=0.05, ge=0)
@@ -99,6 +103,8 @@ class CircuitParams(PromptParams):
     def _nodes_are_told_from_paths(self) -> CircuitParams:
         if self.method == "path_patching" and self.mlp_nodes and self.mlps == "recompute":
             raise ValueError("with mlp_nodes, MLPs are no part of the paths between nodes; set mlps: freeze")
+        if self.corruptions == () and (self.ablation is None or self.method == "attribution"):
+            raise ValueError("without corruptions there must be an ablation to look at, and a method that takes it")
         if self.direction == "denoising" and self.method != "activation_patching":
             raise ValueError(f"{self.method} has no denoising; it is for activation_patching")
         return self

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from workbench.analyses.circuit.params import CircuitParams
     from workbench.models import Model
+    from workbench.primitives.circuit_run import CircuitRun
     from workbench.primitives.paths import PathRuns
     from workbench.primitives.sweep.readout import Readout
     from workbench.tasks.pairs import PairDataset
@@ -105,7 +106,7 @@ def make(model: Model, data: PairDataset, params: CircuitParams) -> Views:
         )
     import torch
 
-    datasets, notes = corrupted(model, data, params.corruptions)
+    datasets, notes = corrupted(model, data, params.corruptions or None)
     everyone = torch.arange(len(data))
     views: list[View] = []
     runs: PathRuns | None = None
@@ -132,6 +133,9 @@ def make(model: Model, data: PairDataset, params: CircuitParams) -> Views:
         empty = alone.empty({"m": first.readout})["m"]
         both = replace(runs, other=ablated)
         views.append(View(params.ablation, about, True, first.data, first.readout, first.base, empty, both))
+    if params.corruptions == ():
+        views = [view for view in views if view.is_ablation]
+        notes = [f"no corruption was looked at, only the {params.ablation} ablation"]
     kept_views = [view for view in views if abs(view.gap) > params.min_gap]
     notes += [
         f"under {view.name!r} the metric changes by {view.gap:.3g} on average, too little to find anything"
@@ -139,6 +143,15 @@ def make(model: Model, data: PairDataset, params: CircuitParams) -> Views:
         if view not in kept_views
     ]
     return Views(tuple(kept_views), tuple(notes))
+
+
+def circuit_run(model: Model, view: View, params: CircuitParams) -> CircuitRun:
+    """The clean prompts, to be run with some nodes only; the others as this view has them."""
+    from workbench.primitives.circuit_run import CircuitRun
+
+    fill: Any = params.ablation if view.is_ablation else view.tokens
+    options = {"attention_mask": view.runs.base.mask, "mlps": params.mlp_nodes, "batch_rows": params.batch_rows}
+    return CircuitRun.of(model, view.runs.base.tokens, fill, **options)
 
 
 def corrupted(
@@ -185,6 +198,7 @@ def _again(model: Model, data: PairDataset, corruption: str) -> PairDataset:
     from workbench.tasks import circuits
 
     recipe = data.meta
-    options = {key: recipe[key] for key in ("phrasing", "prefix", "split", "template", "seed") if key in recipe}
+    keys = ("phrasing", "prefix", "split", "template", "seed", "files")
+    options = {key: recipe[key] for key in keys if key in recipe}
     made = circuits.task(recipe["task"], model, recipe["n"], corruption=corruption, **options)
     return made[slice(*recipe["slice"])] if "slice" in recipe else made

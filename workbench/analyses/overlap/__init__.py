@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import stats
-from workbench.analyses.base import Analysis, Result
+from workbench.analyses.base import Analysis, Finding, Result
 from workbench.analyses.overlap.params import OverlapParams
 from workbench.errors import InputError
 from workbench.tables import HeadTable
@@ -203,6 +203,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
+def _jaccard(result: Result) -> float:
+    """Of the first two tasks' heads."""
+    pairs = result.summary.get("pairs")
+    return pairs[0]["jaccard"] if pairs else float("nan")
+
+
+_BARE = {"keep": None, "controls": 0, "bootstrap": 100, "permutations": 99}
 ANALYSIS = Analysis(
     name="overlap",
     paper="Merullo, Eickhoff, Pavlick 2024, arXiv 2310.08744",
@@ -210,4 +217,5 @@ ANALYSIS = Analysis(
     data_kind="task_set",
     requires=("head_axis_ok", "head_ablation_ok"),
     run=run,
+    finds=(Finding("overlap", _BARE, value=_jaccard),),
 )

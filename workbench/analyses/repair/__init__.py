@@ -6,8 +6,12 @@ is blocked, after which accuracy on coloured objects goes from 50% to 94%:
 
     heads: [[12, 3], [13, 4], [13, 13]]   attend: {wrong color: 1}   ablate: [[19, 1]]
 
+Or the heads are made to attend as they do on another task, class of tokens by class of tokens (`copied`):
+
+    data: {tasks: {colored: {task: colored_objects}, ioi: {task: ioi}}}   like: {task: ioi, classes: {S2: wrong color}}
+
     before     the model as it is, or with a `fault` done to it
-    repaired   in addition the attention row of `heads` at `position` is `attend`, and `ablate` put out zero
+    repaired   in addition the attention row of `heads` at `position` is as told, and `ablate` put out zero
     random     the same on as many other heads of the same layers
 
 Accuracy is that of the next token among the whole vocabulary, and among the candidates. What the repair does to the
@@ -24,8 +28,8 @@ import numpy as np
 
 from workbench import stats
 from workbench.analyses.base import Analysis, Result
-from workbench.analyses.repair.params import FaultParams, RepairParams
-from workbench.errors import InputError
+from workbench.analyses.repair.params import FaultParams, LikeParams, RepairParams
+from workbench.errors import InputError, did_you_mean
 from workbench.tables import HeadTable
 
 if TYPE_CHECKING:
@@ -34,18 +38,20 @@ if TYPE_CHECKING:
     from workbench.analyses.repair.measure import Bench, Reading
     from workbench.models import Model
     from workbench.tasks.pairs import PairDataset
+    from workbench.tasks.task_set import TaskSet
 
-__all__ = ["ANALYSIS", "FaultParams", "RepairParams", "repair"]
+__all__ = ["ANALYSIS", "FaultParams", "LikeParams", "RepairParams", "repair"]
 SET = "set by the repair"
 
 
-def run(model: Model, data: PairDataset, params: RepairParams, seed: int) -> Result:
+def run(model: Model, data: PairDataset | TaskSet, params: RepairParams, seed: int) -> Result:
     """Run the clean prompts under every condition.
 
     Result: `heads` (score: see above; extra columns `answer_before`, `answer_after`: attention to the answer's token,
     and `q`; heads whose row is set have no score); arrays `per_example` and `null_per_example`; tables `conditions`
-    (accuracies with Wilson intervals, logit difference, a row per condition and draw), `examples` (a row per prompt)
-    and `attention` (a row per head and class of tokens: before, after, change).
+    (accuracies with Wilson intervals, logit difference, a row per condition and draw), `examples` (a row per prompt),
+    `attention` (a row per head and class of tokens: before, after, change) and, with `like`, `copied` (what the heads
+    attend to on the other task).
 
     Raises:
         InputError: nothing to repair, a head that does not exist, a class of tokens that a prompt does not have.
@@ -56,35 +62,38 @@ def run(model: Model, data: PairDataset, params: RepairParams, seed: int) -> Res
     from workbench.analyses.repair.measure import Bench, Change
 
     started = time.perf_counter()
-    if getattr(data, "kind", None) != "pairs" or not len(data):
-        raise InputError("repair needs at least one pair {clean, corrupted, answer, wrong}.")
     if not params.heads and not params.ablate:
-        raise InputError("repair needs `heads` with `attend`, or heads to `ablate`.")
-    bench = Bench(model, data, params)
+        raise InputError("repair needs `heads` with `attend` or `like`, or heads to `ablate`.")
+    given, (pairs, other) = data, _tasks(data, params)
+    bench = Bench(model, pairs, params, other)
     rng = np.random.default_rng(seed)
     faulty = params.fault is not None
     found = {"intact": bench.run(Change())}
     if faulty:
         found["faulted"] = bench.run(Change(fault=True))
-    found["repaired"] = bench.run(Change(faulty, params.heads, params.ablate))
+    found["repaired"] = bench.run(Change(faulty, params.heads, params.ablate, params.heads))
     draws = [bench.random(rng) for _ in range(params.draws)]
     random = [bench.run(change) for change in draws]
     before = found["faulted" if faulty else "intact"]
 
     rows = [_condition(name, 0, reading) for name, reading in found.items()]
     rows += [_condition("random", i, reading) for i, reading in enumerate(random)]
-    examples = pd.DataFrame({"id": [pair.id for pair in data]})
+    examples = pd.DataFrame({"id": [pair.id for pair in pairs]})
     for name, reading in found.items():
         columns = {f"{name}_right": reading.right, f"{name}_logit_diff": reading.logit_diff}
         examples = examples.assign(**{f"{name}_right_among": reading.right_among, **columns})
     heads, arrays, attention = _heads(model, bench, before, found["repaired"], random, params, seed)
+    tables = {"conditions": pd.DataFrame(rows), "examples": examples, "attention": attention}
+    if params.like is not None:
+        shares = [[*head, name, value] for head, wanted in bench.shares.items() for name, value in wanted.items()]
+        tables["copied"] = pd.DataFrame(shares, columns=["layer", "head", "class", "attention"])
     return Result(
         analysis="repair",
         heads=heads,
         params=params,
         model=model.describe(),
-        data=data.describe(),
-        tables={"conditions": pd.DataFrame(rows), "examples": examples, "attention": attention},
+        data=given.describe(),
+        tables=tables,
         arrays=arrays,
         summary=_summary(found, random, before),
         timing={"total": time.perf_counter() - started},
@@ -92,11 +101,34 @@ def run(model: Model, data: PairDataset, params: RepairParams, seed: int) -> Res
     )
 
 
-def repair(model: Model, data: PairDataset, *, seed: int = 0, **params: Any) -> Result:
+def _tasks(data: Any, params: RepairParams) -> tuple[PairDataset, PairDataset | None]:
+    """The task to repair, and the one to copy from.
+
+    Raises:
+        InputError: data that do not fit `like`.
+    """
+    kind = getattr(data, "kind", None)
+    if params.like is None:
+        if kind != "pairs" or not len(data):
+            raise InputError("repair needs at least one pair {clean, corrupted, answer, wrong}; two tasks need `like`.")
+        return data, None
+    if kind != "task_set" or len(data) != 2:
+        raise InputError(
+            "`like` copies from one task to another, so the data are two: {tasks: {NAME: {...}, OTHER: {...}}}."
+        )
+    name = params.like.task
+    if name not in data:
+        raise InputError(f"`like` names the task {name!r}.{did_you_mean(name, data)} The data have {', '.join(data)}.")
+    (here,) = (key for key in data if key != name)
+    return data[here], data[name]
+
+
+def repair(model: Model, data: PairDataset | TaskSet, *, seed: int = 0, **params: Any) -> Result:
     """Set some heads' attention and see whether the task comes right; the notebook form of `analysis: repair`.
 
     Args:
-        data: pairs with spans, from a circuit task; of explicit pairs only classes such as `answer` are known.
+        data: pairs with spans, from a circuit task; of explicit pairs only classes such as `answer` are known. With
+            `like`, a `TaskSet` of two: the one to repair and the one to copy from.
         params: fields of `RepairParams`.
 
     Example:

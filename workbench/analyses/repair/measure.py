@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench import stats
 from workbench.analyses.head_tools.classes import classes_of, masks
+from workbench.analyses.repair import copied
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,11 +38,13 @@ class Change:
         fault: whether the fault of the parameters is in place.
         heads: whose attention row is set as the parameters say.
         ablate: whose output is zero.
+        sources: in the order of `heads`, whose row on another task each gets, where rows are like those.
     """
 
     fault: bool = False
     heads: tuple[Head, ...] = ()
     ablate: tuple[Head, ...] = ()
+    sources: tuple[Head, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,21 @@ class Reading:
 class Bench:
     """The prompts of one task, ready to be run under any condition."""
 
-    def __init__(self, model: Model, data: PairDataset, params: RepairParams):
+    def __init__(self, model: Model, data: PairDataset, params: RepairParams, other: PairDataset | None = None):
         self.model, self.data, self.params = model, data, params
         self.n_pos = max(pair.length for pair in data)
         self.classes = classes_of(data) if params.watch is None else params.watch
         self.queries, self.covered = masks(data, self.classes, params.position, self.n_pos)
         self.weights = self._weights(params.attend, params.position)
+        self.shares: dict[Head, dict[str, float]] = {}
+        if params.like is not None and other is not None:
+            self.shares = copied.shares(model, other, params.heads, params.like)
+            names = tuple(dict.fromkeys(params.like.classes.values()))
+            self._weights(dict.fromkeys(names, 1 / len(names)), params.position)  # every prompt has every class
+            _, covered = masks(data, names, params.position, self.n_pos)
+            if (covered.sum(axis=1) > 1).any():
+                raise InputError(f"The classes {', '.join(names)} of `like` have a token in common; leave one out.")
+            self.here = {name: covered[:, c] for c, name in enumerate(names)}
         fault = params.fault
         self.fault_weights = None if fault is None else self._weights(fault.attend, fault.position)
         self.candidates = [self._candidates(i) for i in range(len(data))]
@@ -89,7 +102,21 @@ class Bench:
             taken = {head for some in drawn for head in some}
             options: dict[str, Any] = {"exclude": spared | taken, "shortage": "nearest", "n_layers": model.n_layers}
             drawn.append(stats.layer_matched_random(heads, model.n_heads, rng, **options) if heads else ())
-        return Change(params.fault is not None, *drawn)
+        return Change(params.fault is not None, *drawn, sources=tuple(sorted(params.heads)))
+
+    @cached_property
+    def before(self) -> np.ndarray:
+        """`[n, layer, head, key]`: rows at the position, with the fault if there is one."""
+        return self.run(Change(fault=self.params.fault is not None)).rows
+
+    def _set(self, change: Change) -> list[tuple[tuple[Head, ...], np.ndarray]]:
+        """Heads and the rows `[n, key]` they get."""
+        if self.weights is not None:
+            return [(change.heads, self.weights[1])]
+        return [
+            ((head,), copied.row(self.shares[source], self.here, self.before[:, head[0], head[1]]))
+            for head, source in zip(change.heads, change.sources, strict=True)
+        ]
 
     def _part(self, change: Change, start: int) -> Reading:
         import torch
@@ -108,14 +135,14 @@ class Bench:
             edits.append((uniform if fault.kind == "uniform" else zero)(fault.heads))
         if change.ablate:
             edits.append(zero(change.ablate))
+        rows_set = self._set(change) if change.heads else []
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(applied(model, edits, attention_mask=mask))
             if change.fault and fault is not None and self.fault_weights is not None:
                 columns, weights = self.fault_weights
                 stack.enter_context(attending(model, fault.heads, _tensor(columns[part]), _tensor(weights[part])))
-            if change.heads and self.weights is not None:
-                columns, weights = self.weights
-                stack.enter_context(attending(model, change.heads, _tensor(columns[part]), _tensor(weights[part])))
+            for heads, weights in rows_set:
+                stack.enter_context(attending(model, heads, _tensor(self.queries[part]), _tensor(weights[part])))
             seen = stack.enter_context(reading(model, _tensor(self.queries[part])))
             logits = forward(model, tokens, attention_mask=mask, logits_to_keep=1).logits[:, -1].float().cpu().numpy()
         rows = np.full((len(here), model.n_layers, model.n_heads, self.n_pos), np.nan, dtype=np.float32)

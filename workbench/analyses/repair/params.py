@@ -47,11 +47,27 @@ class FaultParams(Params):
         return self
 
 
+class LikeParams(Params):
+    """A row like the one that the head has on another task.
+
+    Attributes:
+        task: name of the other task among the data's `tasks`.
+        classes: class of its tokens -> the class of this task's tokens that it stands for. The head gives the second
+            what it gives the first; the rest of its attention stays with the other tokens.
+        position: of the query there: `end`, or a span of that task, whose last token it then is.
+    """
+
+    task: str
+    classes: dict[str, str] = Field(min_length=1)
+    position: str = "end"
+
+
 class RepairParams(PromptParams):
     """Attributes:
     heads: whose attention row is set.
     attend: class of tokens (`workbench.analyses.head_tools.classes`) -> share of the attention, divided evenly over
         the tokens of the class; the same for all `heads`.
+    like: instead of `attend`: each head's row is made like its own on another task.
     position: of the query: `end`, or a span of the task, whose last token it then is.
     ablate: heads whose output is set to zero, at all positions.
     fault: damage done first; null for none.
@@ -62,6 +78,7 @@ class RepairParams(PromptParams):
 
     heads: Heads = ()
     attend: dict[str, float] | None = None
+    like: LikeParams | None = None
     position: str = "end"
     ablate: Heads = ()
     fault: FaultParams | None = None
@@ -77,8 +94,10 @@ class RepairParams(PromptParams):
 
     @model_validator(mode="after")
     def _heads_and_attention(self) -> RepairParams:
-        if bool(self.heads) != (self.attend is not None):
-            raise ValueError("`heads` and `attend` go together: whose attention is set, and to what")
+        if self.attend is not None and self.like is not None:
+            raise ValueError("`attend` and `like` both say what the heads attend to; choose one")
+        if bool(self.heads) != (self.attend is not None or self.like is not None):
+            raise ValueError("`heads` and `attend` (or `like`) go together: whose attention is set, and to what")
         both = set(self.heads) & set(self.ablate)
         if both:
             raise ValueError(f"head {list(min(both))} is both to attend and to be ablated; choose one")
