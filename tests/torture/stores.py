@@ -88,6 +88,10 @@ def writers(folder: Path, seconds: float, seed: int) -> Tally:
     return tally
 
 
+def _versions(store: Store) -> set[str]:
+    return {f"{art.ref} {art.digest}" for name in store.names() for art in store.log(name)}
+
+
 def disk(folder: Path, seconds: float, seed: int) -> Tally:
     """A full, failing or read-only disk at a random call of a random action, until time is up."""
     rng, tally = random.Random(seed), Tally()
@@ -98,7 +102,7 @@ def disk(folder: Path, seconds: float, seed: int) -> Tally:
         root = folder / str(number)
         label, before, action = rng.choice(workers.SCENARIOS)
         before(Store(root, durable=False))
-        held = {art.ref for art in Store(root).ls()} if root.exists() else set()
+        held = _versions(Store(root))
         kind = rng.choice(list(kinds))
         error, sticky = kinds[kind]
         with failing(rng.randint(1, 60), error=error, sticky=sticky):
@@ -109,7 +113,7 @@ def disk(folder: Path, seconds: float, seed: int) -> Tally:
                 tally.broke(kind)
                 if "\n" in str(caught):
                     tally.bad.append(f"{label}: {caught}")
-        gone = held - {art.ref for art in Store(root, durable=False).ls()}
+        gone = held - _versions(Store(root))
         tally.lost += len(gone) if label != "remove" else 0
         try:
             workers.check_survivor(Store(root, durable=False))

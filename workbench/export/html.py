@@ -1,6 +1,6 @@
 """Tables as HTML that stands alone: a page for sending around, and the short form a notebook shows.
 
-No script, no font, nothing fetched; every text is escaped. The heatmap is inline SVG, one rectangle per head with its
+No script, no font, nothing fetched; every text is escaped. The heatmap is a grid of cells, one per head, with its
 numbers as a tooltip. Text and lines take the colour of the page around them, light or dark.
 """
 
@@ -26,7 +26,10 @@ _STYLE = (
 )
 
 
-_LABEL = 11  # pixels, of the heatmap's numbers
+_MARGIN = 26  # pixels, of the heatmap's layer numbers
+_LABEL = "padding:0 4px 0 2px;border:0;font-size:11px;line-height:1"
+_LINE = "background:transparent;border:0"
+_EDGE = "outline:1px solid #8883"  # of a cell: the palest is the colour of a white page
 
 
 def page(frame: Frame) -> str:
@@ -83,55 +86,55 @@ def rows(frame: Frame) -> str:
         for name in frame.columns
     ]
     body = "\n".join("<tr>" + "".join(row) + "</tr>" for row in zip(*cells, strict=True))
-    return f"<table><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+    return f'<table style="color:inherit"><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
 
 
 def heatmap(table: Any, column: str = "score") -> str:
-    """Inline SVG, layers downwards and heads to the right; undefined cells are grey with a stroke through them."""
-    grid = table.matrix(column)
-    status = table.matrix("status")
+    """A grid of coloured cells, layers downwards and heads to the right; undefined cells are grey with a stroke.
+
+    A table and not SVG, because a notebook that was not run here shows no SVG; a head without a row is an empty cell.
+    """
+    grid, status = table.matrix(column), table.matrix("status")
     n_layers, n_heads = grid.shape
     cell = int(np.clip(480 // max(n_heads, 1), 6, 20))
-    side = cell - 0.75  # the background shows as a line between cells
-    left, top = 34, 18
     low, high, stops = colours.scale(grid)
     letter = "G" if table.row_kind == "kv_group" else "H"
-    parts = []
-    for layer in range(n_layers):
-        for head in range(n_heads):
-            x, y, value = left + head * cell, top + layer * cell, grid[layer, head]
-            name = f"L{layer} {letter}{head}: "
-            if math.isnan(value):
-                said = status[layer, head] or "no row"
-                parts.append(
-                    f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{colours.UNDEFINED}">'
-                    f"<title>{escape(name + said)}</title></rect>"
-                    f'<path d="M{x} {y + cell}L{x + cell} {y}" stroke="{colours.HATCH}" stroke-width="1"/>'
-                )
-            else:
-                colour = colours.colour(value, low, high, stops)
-                parts.append(
-                    f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{colour}">'
-                    f"<title>{escape(name + rounded(float(value), FLOAT))}</title></rect>"
-                )
-    labels = [
-        f'<text x="{left - 4}" y="{top + (layer + 0.5) * cell + 3:g}" text-anchor="end">{layer}</text>'
-        for layer in range(0, n_layers, colours.tick_step(n_layers))
-    ]
-    labels += [
-        f'<text x="{left + (head + 0.5) * cell:g}" y="{top - 5}" text-anchor="middle">{head}</text>'
-        for head in range(0, n_heads, colours.tick_step(n_heads))
-    ]
-    caption = f"{column} {rounded(low, FLOAT)} to {rounded(high, FLOAT)}; layers down, {table.row_kind}s across"
-    width = left + max(n_heads * cell, math.ceil(len(caption) * _LABEL * 0.55)) + 2  # a small grid, a long caption
-    height = top + n_layers * cell + 20
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(caption)}" font-family="sans-serif" font-size="{_LABEL}" fill="currentColor">'
-        f'<rect x="{left}" y="{top}" width="{n_heads * cell}" height="{n_layers * cell}" fill-opacity=".15"/>'
-        f"{''.join(parts)}{''.join(labels)}"
-        f'<text x="{left}" y="{height - 6}">{escape(caption)}</text></svg>'
+    each = colours.tick_step(n_heads)
+    numbers = "".join(
+        f'<td colspan="{min(each, n_heads - head)}" style="{_LABEL};text-align:left">{head}</td>'
+        for head in range(0, n_heads, each)
     )
+    lines = [f'<tr style="{_LINE}"><td style="padding:0;border:0"></td>{numbers}</tr>']
+    for layer in range(n_layers):
+        cells = [
+            _cell(f"L{layer} {letter}{head}: ", grid[layer, head], status[layer, head], low, high, stops)
+            for head in range(n_heads)
+        ]
+        number = layer if layer % colours.tick_step(n_layers) == 0 else ""
+        lines.append(
+            f'<tr style="{_LINE};height:{cell}px"><td style="{_LABEL};text-align:right">{number}</td>'
+            f"{''.join(cells)}</tr>"
+        )
+    width = _MARGIN + n_heads * (cell + 1) + 1
+    columns = f'<col style="width:{_MARGIN}px">' + f'<col style="width:{cell}px">' * n_heads
+    caption = f"{column} {rounded(low, FLOAT)} to {rounded(high, FLOAT)}; layers down, {table.row_kind}s across"
+    return (
+        f'<table role="img" aria-label="{escape(caption)}" '
+        f'style="width:{width}px;table-layout:fixed;border-collapse:separate;border-spacing:1px;margin:0;'
+        f'color:inherit"><colgroup>{columns}</colgroup>{"".join(lines)}</table>'
+        f'<p style="font-size:12px;margin:.3em 0 1em {_MARGIN}px">{escape(caption)}</p>'
+    )
+
+
+def _cell(name: str, value: float, status: Any, low: float, high: float, stops: tuple[str, ...]) -> str:
+    if not math.isnan(value):
+        said, look = rounded(float(value), FLOAT), f"background-color:{colours.colour(value, low, high, stops)}"
+    elif status:
+        stroke = f"{colours.UNDEFINED} 44%,{colours.HATCH} 45%,{colours.HATCH} 55%,{colours.UNDEFINED} 56%"
+        said, look = str(status), f"background:{colours.UNDEFINED} linear-gradient(to bottom right,{stroke})"
+    else:
+        return '<td style="padding:0;border:0"></td>'
+    return f'<td title="{escape(name + said)}" style="padding:0;border:0;{_EDGE};{look}"></td>'
 
 
 def _said(value: Any) -> str:

@@ -80,7 +80,7 @@ def html(content: str) -> Cells:
 
 
 class _Tables(HTMLParser):
-    """Collects the text of every `th` and `td`, row by row."""
+    """Collects the text of every `th` and `td`, row by row, of the table with a head: the heatmap has none."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -88,7 +88,9 @@ class _Tables(HTMLParser):
         self._inside = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        if tag == "tr":
+        if tag == "thead":
+            self.rows = []
+        elif tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th") and self.rows:
             self.rows[-1].append("")

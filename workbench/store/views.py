@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import InputError, StoreError
+
 if TYPE_CHECKING:
     from workbench.store.artifact import Artifact
     from workbench.store.store import Store
@@ -34,7 +36,7 @@ def artifact(shown: Artifact) -> str:
     more = f"<p>... and {len(facts) - _MOST} more in <code>.summary</code></p>" if len(facts) > _MOST else ""
     summary = f"<details{' open' if len(facts) <= _MOST // 2 else ''}><summary>summary</summary>{_TABLE}{rows}</table>"
     parts = [f"{summary}{more}</details>"] if facts else []
-    parts += [PAYLOADS[name](shown) for name in sorted(shown.files()) if name in PAYLOADS]
+    parts += [_payload(shown, name) for name in sorted(shown.files()) if name in PAYLOADS]
     files = ", ".join(f"<code>{escape(name)}</code>" for name in sorted(shown.files()))
     return f'<div style="color:inherit">{head}{"".join(parts)}<p>Files: {files or "none"}</p></div>'
 
@@ -54,6 +56,14 @@ def store(shown: Store) -> str:
         f'<div style="color:inherit;overflow-x:auto"><p><b>{len(found)} {plural}</b> in {where}</p>'
         f"{_TABLE}<thead>{heads}</thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _payload(shown: Artifact, name: str) -> str:
+    """Its view; of a payload that is damaged, or is not what its name says, the reason why there is none."""
+    try:
+        return PAYLOADS[name](shown)
+    except (StoreError, InputError) as error:
+        return f"<p>{escape(str(error))}</p>"
 
 
 def _what(shown: Artifact) -> str:

@@ -7,6 +7,7 @@ run full forwards with hooks, and say why. It never knows what a sweep is for.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from workbench.errors import CapabilityError
 from workbench.models.probe_subject import ordinary_tokens
 from workbench.primitives.hooks import Hook, hooked
 from workbench.primitives.sweep.base import Base, last_logits, run_base
@@ -137,8 +139,9 @@ def _prompts(model: Model) -> Prompts:
         rows[1, _PADDING:] = tokens[0, :-_PADDING]
         mask[1, :_PADDING] = 0
         padded = Prompts.checked(rows, mask, None)
-        if bool(last_logits(model, padded).isfinite().all()):  # not in float64 where the softmax is in float32
-            return padded
+        with suppress(CapabilityError):  # in float64 where the softmax is in float32
+            if bool(last_logits(model, padded).isfinite().all()):
+                return padded
     return Prompts.checked(tokens.repeat(2, 1), None, None)
 
 
