@@ -11,7 +11,7 @@ is counted once. Their KLs are compared where both have them. Contestants take t
 counts, and processor seconds stand beside wall seconds, because other jobs may share the machine. Then every step of
 Sahara, its floating-point operations per second beside those of step 1: equal when it costs what the FLOP model says.
 
-    python bench/ships.py [--threads 1] [--model llama] [--cells 4] [--loop-prompts 8] [--per-layer 1] [--repeats 2]
+    python bench/ships.py [--threads 2] [--model llama] [--cells 4] [--loop-prompts 8] [--per-layer 1] [--repeats 2]
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def dataset_level(model, tokens, args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--model", choices=("gpt2", "llama"), default="gpt2")
     parser.add_argument("--cells", type=int, default=4)
     parser.add_argument("--loop-prompts", type=int, default=8)

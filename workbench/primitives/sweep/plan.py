@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Beyond so many tokens a CPU gains nothing from larger matrix products, and with tensors of more bytes it loses time on
 # caches and on memory pages that come fresh from the system; below so few its products are not at their speed.
-_CPU_TENSOR = 2**23  # bytes of the widest activation
+_CPU_TENSOR = 2**24  # bytes of the widest activation
 _CPU_TOKENS = 512, 2048
 _CPU_BUDGET = 2**30
 
