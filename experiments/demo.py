@@ -55,7 +55,7 @@ def main() -> None:
     do("report", *specs, "-o", OUT / "report.html")
     print(f"\nTables and plots are in {OUT}; the artifacts, which nothing overwrites, are in the store listed above.")
     print(f"All of it on one page: open {OUT / 'report.html'} in a browser (it needs no network).")
-    print("Next: open notebooks/01_retrieval_heads.ipynb with `.venv/bin/jupyter lab`, or read README.md.")
+    print("Next: `make lab`, and open 00_tour.ipynb.")
 
 
 if __name__ == "__main__":
