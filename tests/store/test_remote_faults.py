@@ -363,3 +363,32 @@ def test_an_answer_that_was_lost_does_not_take_a_second_number(tmp_path, down):
             push_all(mine, url)
     (sent,) = push_all(mine, url)
     assert sent.became == "a/b@v1" and [art.version for art in Store(url).log("a/b")] == [1]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, -1])
+def test_a_half_written_store_page_is_written_again(tmp_path, cut):
+    import fsspec
+
+    mine, url = fill(tmp_path / "mine"), place("memory", tmp_path)
+    push_all(mine, url)
+    fs, root = fsspec.core.url_to_fs(url)
+    whole = fs.cat_file(f"{root}/STORE.json")
+    fs.pipe_file(f"{root}/STORE.json", whole[:cut])
+    assert contents(Store(url)) == contents(mine)
+    push_all(mine, url)
+    assert fs.cat_file(f"{root}/STORE.json") == whole
+    fs.pipe_file(f"{root}/STORE.json", b'{"format": "remote-2"}')
+    with pytest.raises(StoreError, match="remote-2"):
+        push_all(mine, url)
+
+
+def test_the_very_first_push_may_die_at_any_call(tmp_path):
+    mine = fill(tmp_path / "mine", numbers=(1,), tag="paper")
+    counted = place("memory", tmp_path)
+    calls = len(_calls_of(lambda: push_all(mine, counted)))
+    for k in range(1, calls + 1):
+        url = place("memory", tmp_path)
+        with pytest.raises(Died), dying(k, torn=True):
+            push_all(mine, url)
+        push_all(mine, url)
+        assert contents(Store(url)) == contents(mine), k

@@ -79,9 +79,12 @@ def parquet(path: str | Path) -> Read:
     try:
         # Not pq.read_table, which imports pandas.
         table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{str(path)!r} is no readable Parquet file ({str(error).splitlines()[0]}).") from error
-    return arrow.columns_and_meta(table)
+        return arrow.columns_and_meta(table)
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:  # a name that is no UTF-8 shows when it is looked at
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{str(path)!r} is no readable Parquet file ({why}); copy or export it again.") from error
 
 
 def csv(path: str | Path, *, ignore_sidecar: bool = False) -> Read:
@@ -142,7 +145,8 @@ def _for_reading(path: str | Path, kind: str, ignore_sidecar: bool) -> Read:
 
 def _columns(path: str, names: list[str], rows: list[list[str]], known: dict[str, Any] | None) -> Read:
     if len(set(names)) != len(names):
-        raise InputError(f"{path!r} names a column twice ({', '.join(names)}); column names must differ.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path!r} names the column {twice!r:.60} twice; column names must differ.")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):
             raise InputError(f"{path!r} has {len(row)} cells in row {number}, but {len(names)} columns.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import CorruptArtifact, StoreError
 from workbench.store import disk, manifest, refs
 from workbench.store.artifact import Artifact
-from workbench.store.remote_tree import FORMAT, RemoteTree, Snapshot, is_hash
+from workbench.store.remote_tree import RemoteTree, Snapshot, is_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def push(store: Store, wanted: Sequence[str] | None, url: str, *, move_tags: boo
     tree = RemoteTree(url)
     if not tree.has_format():
         tree.remote.create("README.md", _README.encode())
-        tree.remote.create("STORE.json", manifest.to_json(FORMAT))
+        tree.begin()
     seen = tree.look() if wanted is None else None  # one listing tells of most that they are there
     for artifact in artifacts:
         yield _push(store, artifact, tree, seen, move_tags=move_tags)

@@ -24,6 +24,7 @@ from workbench.store.artifact import Artifact
 from workbench.store.remote_files import Remote
 
 FORMAT = {"format": "remote-1", "hash": "sha256"}
+_STORE_PAGE = manifest.to_json(FORMAT)
 _FRESH = 5.0  # seconds for which a listing is believed when reading
 _PAGE = re.compile(rf"(.+)/@([0-9a-f]{{64}})/{re.escape(refs.MANIFEST)}")
 _CLAIM = re.compile(r"(.+)/(v[1-9][0-9]{0,8})")
@@ -107,8 +108,8 @@ class RemoteTree:
     def has_format(self) -> bool:
         """Whether a store was begun there; StoreError when it is one of another format."""
         page = self.remote.read("STORE.json")
-        if page is None:
-            return False
+        if page is None or (page != _STORE_PAGE and _STORE_PAGE.startswith(page)):
+            return False  # nothing, or half of it: a push that was cut off where a put is not atomic
         try:
             said = json.loads(page)["format"]
         except (ValueError, KeyError, TypeError):
@@ -124,6 +125,11 @@ class RemoteTree:
                 "install a newer one, or choose an empty place."
             )
         return True
+
+    def begin(self) -> None:
+        """Say what kind of store this is; whoever says so writes the same bytes."""
+        if not self.remote.create("STORE.json", _STORE_PAGE) and self.remote.read("STORE.json") != _STORE_PAGE:
+            self.remote.put("STORE.json", _STORE_PAGE)
 
     # -- what local.Tree reads too -----------------------------------------------------------------------------------
 
