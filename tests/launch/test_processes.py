@@ -66,6 +66,8 @@ def launched(store: Store) -> tuple[subprocess.Popen[str], int]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a suite that was started in the background ignores Ctrl-C, and so would whatever it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert until(lambda: any(pid_of(job) for job in Jobs(store))), process.communicate(timeout=1)
     (job,) = Jobs(store)
