@@ -254,9 +254,10 @@ class _Drive:
 
     def _abandon(self) -> None:
         """End the workers; what they had not finished is to be submitted again."""
+        going = [task for _, task, _ in self.flying if not task.ended]
         self.engine.cancel([handle for _, _, handle in self.flying])
-        for _, task, _ in self.flying:
-            if not task.ended:
+        for task in going:  # a library may have made an error of its own of the interruption
+            if not task.ended or task.ended["state"] != "done":
                 task.end("interrupted")
 
 
