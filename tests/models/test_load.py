@@ -276,3 +276,14 @@ def test_copied_directory_keeps_everything_but_the_name(saved, tmp_path: Path):
     first, second = load_model(directory), load_model(shutil.copytree(directory, tmp_path / "copy"))
     assert (first.fingerprint, first.config_digest) == (second.fingerprint, second.config_digest)
     assert first.name != second.name
+
+
+def test_whatever_transformer_lens_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    import transformer_lens.model_bridge.sources._bridge_builder as builder
+
+    def refuse(*_, **__):
+        raise NotImplementedError("not this one")
+
+    monkeypatch.setattr(builder, "build_bridge_from_module", refuse)
+    with pytest.raises(InputError, match=r"cannot wrap .*NotImplementedError: not this one"):
+        load_model(tiny_hf("llama"), name="mine")

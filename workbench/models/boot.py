@@ -189,14 +189,12 @@ def build_bridge(hf: nn.Module, architecture: str, tokenizer: Any | None, name: 
         bridge = build_bridge_from_module(
             hf, architecture, hf_config=hf.config, tokenizer=_for_bridge(tokenizer, name), model_name=name
         )
-    except NotImplementedError as error:
-        if "packed integer" not in str(error):
-            raise
-        raise InputError(
-            f"{name!r} keeps queries, keys and values in one matrix, which cannot be split once it is quantised; load "
-            "it without quantize, in dtype='bfloat16'."
-        ) from None
     except Exception as error:
+        if "packed integer" in str(error):
+            raise InputError(
+                f"{name!r} keeps queries, keys and values in one matrix, which cannot be split once it is quantised; "
+                "load it without quantize, in dtype='bfloat16'."
+            ) from None
         raise InputError(
             f"TransformerLens cannot wrap {name!r} as {architecture} ({_first_line(error)}); use a model of a "
             "supported architecture."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload
@@ -82,6 +83,6 @@ class Dataset(Sequence[S], Generic[S]):
         """What `describe` says beside the number of samples."""
         return {}
 
+    @abstractmethod
     def to_frame(self) -> pd.DataFrame:
         """One row per sample, without the tokens."""
-        raise NotImplementedError
