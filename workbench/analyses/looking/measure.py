@@ -116,7 +116,7 @@ def shares(
     inside = np.full((n, model.n_layers, model.n_heads), np.nan)
     mass = inside.copy()
     total: dict[str, np.ndarray] = {}  # by picture, the sum of its examples' distributions [layer, head, cell]
-    count: dict[str, int] = {}
+    count: dict[str, np.ndarray] = {}  # and how many of them define one [layer, head, 1]
     with bar(n, "looking") as shown:
         for start in range(0, n, params.batch_size):
             chosen = list(range(start, min(start + params.batch_size, n)))
@@ -136,14 +136,17 @@ def shares(
                     inside[index] = spread @ flat[index]
                 pixels = data[index].pixels
                 total[pixels] = total.get(pixels, 0.0) + np.nan_to_num(spread)
-                count[pixels] = count.get(pixels, 0) + 1
+                count[pixels] = count.get(pixels, 0.0) + (mass[index] > 0)[..., None]
             shown.update(len(chosen))
     everything = np.sum(list(total.values()), axis=0)
+    defined = np.sum(list(count.values()), axis=0)
     elsewhere = np.full(inside.shape, np.nan)
     for index, sample in enumerate(data):
-        others = n - count[sample.pixels]
-        if others and flat[index].any():
-            elsewhere[index] = ((everything - total[sample.pixels]) / others) @ flat[index]
+        others = defined - count[sample.pixels]
+        if flat[index].any():
+            sums = everything - total[sample.pixels]
+            mean = np.divide(sums, others, out=np.full(sums.shape, np.nan), where=others > 0)
+            elsewhere[index] = mean @ flat[index]
     return inside, mass, elsewhere
 
 
