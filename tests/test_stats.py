@@ -36,6 +36,21 @@ def test_standard_error_of_one_example_is_undefined():
     assert np.isnan(stats.stderr(np.ones((1, 2, 2)))).all()
 
 
+@pytest.mark.parametrize("values", [[np.inf, 1.0, 2.0], [1.0, -np.inf, 2.0], [np.inf, -np.inf, 1.0]])
+def test_an_infinite_example_leaves_no_spread_and_no_p_value_of_its_own_head_alone(values):
+    both = np.array([values, [1.0, 2.0, 3.0]]).T
+    alone = np.array([[1.0, 2.0, 3.0]]).T
+    with np.errstate(all="raise", invalid="ignore"):
+        for found, finite in (
+            (stats.stderr(both), stats.stderr(alone)),
+            (stats.bootstrap_ci(both)[0], stats.bootstrap_ci(alone)[0]),
+            (stats.sign_flip_p(both), stats.sign_flip_p(alone)),
+        ):
+            assert np.isnan(found[0])
+            assert found[1] == finite[0]
+    assert np.isnan(stats.empirical_p(np.array([1.0]), both[:, :1], alternative="two-sided")[0])
+
+
 def test_bootstrap_interval_covers_the_true_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     values = rng.normal(0.3, 1.0, size=(60, 40, 25))

@@ -34,11 +34,15 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def stderr(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over axis 0 (n - 1 in the variance); NaN where fewer than two entries are defined."""
+    """Standard error of the mean over axis 0 (n - 1 in the variance).
+
+    NaN where fewer than two entries are defined, or one is infinite.
+    """
     values = np.asarray(values, dtype=np.float64)
     _, count = _sum_and_count(values)
-    square = np.nansum((values - mean(values)) ** 2, axis=0)
-    return np.sqrt(np.divide(square, count * (count - 1.0), out=np.full(square.shape, np.nan), where=count > 1))
+    usable = (count > 1) & ~np.isinf(values).any(axis=0)
+    square = np.nansum((np.where(usable, values, np.nan) - mean(np.where(usable, values, np.nan))) ** 2, axis=0)
+    return np.sqrt(np.divide(square, count * (count - 1.0), out=np.full(square.shape, np.nan), where=usable))
 
 
 def bootstrap_ci(
@@ -47,7 +51,7 @@ def bootstrap_ci(
     """Percentile bootstrap interval of the mean over axis 0, for all trailing axes at once.
 
     One set of resamples serves every head, so the cost is one matrix product `[n_boot, n] @ [n, heads]`, done in blocks
-    of heads of about 32 MB. NaN where fewer than two entries are defined.
+    of heads of about 32 MB. NaN where fewer than two entries are defined, or one is infinite.
 
     With NaN entries, each head's mean is over the defined entries of the resample.
     """
@@ -68,10 +72,10 @@ def bootstrap_ci(
     for start in range(0, flat.shape[1], step):
         block = flat[:, start : start + step]
         defined = ~np.isnan(block)
-        total = weight @ np.where(defined, block, 0.0)  # [n_boot, block]
+        total = weight @ np.where(np.isfinite(block), block, 0.0)  # [n_boot, block]
         count = np.full_like(total, n) if defined.all() else weight @ defined.astype(np.float64)
         draw = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-        usable = defined.sum(axis=0) > 1
+        usable = (defined.sum(axis=0) > 1) & ~np.isinf(block).any(axis=0)
         quantile = np.nanquantile if np.isnan(draw[:, usable]).any() else np.quantile
         if usable.any():
             edge = quantile(draw[:, usable], tails, axis=0)
@@ -107,7 +111,8 @@ def sign_flip_p(
     """P-value of "the paired differences have mean 0" by flipping their signs, for all trailing axes at once.
 
     Args:
-        differences: `[n, ...]`, one value minus its paired baseline per row; NaN rows are left out.
+        differences: `[n, ...]`, one value minus its paired baseline per row; NaN rows are left out. Where one is
+            infinite, sums of both signs cannot be compared, and p is NaN.
         n_perm: all `2**n` flips are enumerated when that is no more than `n_perm + 1`, and the p-value is exact;
             otherwise `n_perm` random flips are drawn and p = (1 + hits) / (1 + n_perm), never 0.
     """
@@ -117,8 +122,8 @@ def sign_flip_p(
     if n == 0:
         return np.full(differences.shape[1:], np.nan)
     flat = differences.reshape(n, -1)
-    undefined = np.isnan(flat).all(axis=0)
-    flat = np.nan_to_num(flat, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    undefined = np.isnan(flat).all(axis=0) | np.isinf(flat).any(axis=0)
+    flat = np.where(np.isfinite(flat), flat, 0.0)
     observed = flat.sum(axis=0)
     slack = 1e-12 * np.abs(flat).sum(axis=0)  # equal sums reached in another order count as ties
     exact = 2**n <= n_perm + 1
@@ -143,7 +148,7 @@ def empirical_p(observed: np.ndarray, draws: np.ndarray, *, alternative: Alterna
     """P-value of a statistic among draws of it under the null: (1 + hits) / (1 + n_draws).
 
     `observed` is `[...]`, `draws` is `[n_draws, ...]`. Two-sided compares distances from the mean of the draws. NaN
-    draws are left out; NaN where nothing is defined.
+    draws are left out; NaN where nothing is defined, and where distances from an infinite mean would be compared.
     """
     _check_alternative(alternative)
     observed, draws = np.asarray(observed, dtype=np.float64), np.asarray(draws, dtype=np.float64)
@@ -154,6 +159,7 @@ def empirical_p(observed: np.ndarray, draws: np.ndarray, *, alternative: Alterna
         )
     if alternative == "two-sided":
         centre = mean(draws)
+        centre = np.where(np.isinf(centre), np.nan, centre)
         draws, observed = draws - centre, observed - centre
     hits = _as_extreme(draws, observed, alternative, 0.0).sum(axis=0)
     p = (1.0 + hits) / (1.0 + (~np.isnan(draws)).sum(axis=0))
