@@ -93,8 +93,8 @@ def shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(shown(item) for item in value)
+    if isinstance(value, (list, tuple)):  # lists in a list, such as (layer, head) pairs, keep their brackets
+        return ", ".join(f"({shown(item)})" if isinstance(item, (list, tuple)) else shown(item) for item in value) or "-"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={shown(item)}" for key, item in value.items())
     return " ".join(str(value).split())
