@@ -20,7 +20,7 @@ from workbench.store import Store
 @dataclass
 class Inline:
     """`script` says by run's name what happens instead of the work: `die`, `interrupt`, `mute` (it is gone, and the
-    engine does not know)."""
+    engine does not know), `far` (it was on another machine, and the engine says that it is gone)."""
 
     slots: int | None = 2
     script: dict[str, str] = field(default_factory=dict)
@@ -41,6 +41,8 @@ class Inline:
                 task.start()
                 if said == "mute":
                     write(task.folder / "started.json", {"host": socket.gethostname(), "pid": 2**22 + 1})
+                elif said == "far":
+                    write(task.folder / "started.json", {"host": "elsewhere", "pid": 1})
             handles.append((task, said))
         return handles
 

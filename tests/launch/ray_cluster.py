@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -16,9 +17,10 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from ray.cluster_utils import Cluster
 
-from tests.launch.real import SPEC, killing, pid_of, until
+from tests.launch.real import ONE, SPEC, killing, launched, pid_of, until
 from workbench.cli import main
 from workbench.launch import Jobs
+from workbench.launch.jobs import _exists
 from workbench.store import Store
 
 GRID = ["--sweep", "model=organism:planted-ioi,params.edit=zero,mean"]
@@ -39,13 +41,32 @@ def listening() -> list[str]:
 
 
 def head(tries: int = 3) -> Cluster:
-    """The first node; Ray gives a node 30 seconds to come up, which a busy machine may not manage at once."""
+    """The first node; Ray gives a node half a minute to come up, which a busy machine may not manage at once."""
     try:
         return Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     except Exception:
         if tries == 1:
             raise
         return head(tries - 1)
+
+
+def stopped(store: Store, address: str) -> list[dict]:
+    """What a signal to the command leaves while a worker computes, three times; then the command is left to finish."""
+    options = ["--launcher", "ray", "--launch-option", f"address={address}"]
+    found = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        process, worker = launched(store, *options)
+        (job,) = Jobs(store)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        gone = until(lambda worker=worker: not _exists(worker), 20)
+        left = list((store.root / ".store" / "staging").glob("*"))
+        found.append(
+            {"code": process.returncode, "said": err, "worker": "gone" if gone else "there", "state": job.state(store)}
+            | {"names": store.names(), "staging": len(left)}
+        )
+    found.append({"code": main(["run", str(SPEC), *ONE, *options, "--store", str(store.root)])})
+    return found
 
 
 def run(folder: Path) -> dict:
@@ -66,6 +87,7 @@ def run(folder: Path) -> dict:
         errors = [task.ended.get("error") for job in Jobs(store) for task in job.tasks]
         second = main([*command, "--retry"])
         return {
+            "stopped": stopped(Store(folder / "other"), str(cluster.address)),
             "killed": len(killed),
             "codes": [first, second],
             "after": after,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,3 +57,24 @@ def killing(store: Store, name: str, member: int = 0) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
+
+
+def launched(store: Store, *options: str) -> tuple[subprocess.Popen[str], int]:
+    """The command in a process of its own, and the process of its worker, which has begun to compute."""
+    root = str(SPEC.parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workbench", "run", str(SPEC), *ONE, *options, "--store", str(store.root)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a suite that was started in the background ignores Ctrl-C, and so would whatever it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    computing = lambda job: pid_of(job) and job.tasks[0].last_line().endswith("heads")  # noqa: E731
+    assert until(lambda: any(computing(job) for job in Jobs(store))), process.communicate(timeout=1)
+    (job,) = Jobs(store)
+    pid = pid_of(job)
+    assert pid is not None
+    return process, pid

@@ -176,6 +176,25 @@ def test_what_another_launch_runs_is_watched(
     assert seen[0] == "running" and states(board) == {"seed-0": "done"} and inline.submitted == []
 
 
+def test_what_another_launch_began_meanwhile_is_not_begun_again(
+    spec_file: Path, store: Store, inline: Inline, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people launch the same sweep: whoever comes to a run second watches it."""
+    inline.slots = 1
+    monkeypatch.setattr(sys.modules["workbench.launch.drive"], "_ELSEWHERE", 0.0)
+
+    def watch(board, run) -> None:
+        if run is not None and run.name.endswith("seed-0") and run.state == "done":
+            started(store, "fake/one/seed-1")  # by this very process, which lives
+        elif run is not None and run.name.endswith("seed-1") and run.state == "running":
+            artifact = execute(load_spec(spec_file, overrides=["name=fake/one/seed-1", "seed=1"]), store=store).artifact
+            run.job.tasks[0].end("done", ref=artifact.ref)
+
+    board = drive(asked(spec_file, "seed=0..1"), store, watch=watch)
+    assert set(states(board).values()) == {"done"} and inline.submitted == ["fake/one/seed-0"]
+    assert len(world.calls) == 2
+
+
 def test_a_worker_that_the_queue_lost(
     spec_file: Path, store: Store, inline: Inline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +203,25 @@ def test_a_worker_that_the_queue_lost(
     board = drive(asked(spec_file, "seed=0..1"), store)
     assert states(board) == {"seed-0": "done", "seed-1": "failed"} and board.runs[1].error == "the worker vanished"
     assert inline.cancelled == ["fake/one/seed-1"]
+
+
+@pytest.mark.parametrize("word_arrives", [True, False])
+def test_the_word_of_a_worker_afar_may_be_late(
+    spec_file: Path, store: Store, inline: Inline, monkeypatch: pytest.MonkeyPatch, word_arrives: bool
+) -> None:
+    """What it wrote shows here when the cache of the network file system is over."""
+    monkeypatch.setattr(sys.modules["workbench.launch.drive"], "_LATE_FROM_AFAR", 0.5)
+    inline.script = {"fake/one/seed-0": "far"}
+    looks = []
+
+    def watch(board, run) -> None:
+        looks.append(run)
+        if word_arrives and len(looks) == 4:
+            artifact = execute(load_spec(spec_file, overrides=["name=fake/one/seed-0"]), store=store).artifact
+            board.runs[0].job.tasks[0].end("done", ref=artifact.ref)
+
+    (run,) = drive(asked(spec_file, "seed=0"), store, watch=watch).runs
+    assert (run.state, run.error) == (("done", "") if word_arrives else ("failed", "the worker was killed by SIGKILL"))
 
 
 def test_the_machine_where_it_runs_must_be_the_same(

@@ -112,3 +112,24 @@ def test_a_notebook_is_told_where_sweeps_run(spec_file: Path) -> None:  # noqa: 
     spec_file.write_text(spec_file.read_text() + "sweep: {seed: 0..3}\n")
     with pytest.raises(InputError, match=r"sweep is for the command line; run it with `workbench run .*one.yaml`"):
         load_spec(spec_file)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *("{slurm_setup: [rm -rf .]}", "{cluster: local, local_setup: [id]}", "{setup: [id]}", "{teardown: [id]}"),
+        *("{slurm_srun_args: [-x]}", "{slurm_additional_parameters: {a: b}}", "{address: 'ray://elsewhere:10001'}"),
+        *('{slurm_partition: "gpu\\nrm -rf ."}', '{slurm_comment: "\\r"}', '{resources: {"a\\nb": 1}}'),
+    ],
+)
+def test_a_file_cannot_run_commands_through_an_engine(spec_file: Path, options: str) -> None:  # noqa: F811
+    spec_file.write_text(spec_file.read_text() + f"launch: {{launcher: submitit, options: {options}}}\n")
+    with pytest.raises(InputError, match=r"launch\.options"):
+        read([spec_file])
+
+
+def test_the_command_line_sets_what_a_file_may_not(spec_file: Path) -> None:  # noqa: F811
+    spec_file.write_text(spec_file.read_text() + "launch: {launcher: submitit, options: {slurm_partition: gpu}}\n")
+    asked = read([spec_file], launch={"options": {"slurm_setup": ["module load x"]}})
+    assert asked.launch is not None
+    assert asked.launch.options == {"slurm_partition": "gpu", "slurm_setup": ["module load x"]}

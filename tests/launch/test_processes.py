@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launch.real import ONE, SPEC, killing, pid_of, until
+from tests.launch.real import ONE, SPEC, killing, launched, pid_of
 from workbench.cli import main
 from workbench.experiments import execute
 from workbench.launch import Jobs, drive, read
@@ -54,26 +51,6 @@ def test_kill_9_then_listed_then_retried(tmp_path: Path, capfd: pytest.CaptureFi
     assert "SIGKILL" in capfd.readouterr().out
     assert main([*command, "--retry"]) == 0
     assert f"{NAME}@v1" in capfd.readouterr().out and not store.fsck()
-
-
-def launched(store: Store) -> tuple[subprocess.Popen[str], int]:
-    """The command in a process of its own, and the process of its worker."""
-    root = str(SPEC.parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workbench", "run", str(SPEC), *ONE, "--store", str(store.root)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": root},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a suite that was started in the background ignores Ctrl-C, and so would whatever it starts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert until(lambda: any(pid_of(job) for job in Jobs(store))), process.communicate(timeout=1)
-    (job,) = Jobs(store)
-    pid = pid_of(job)
-    assert pid is not None
-    return process, pid
 
 
 def test_interrupted_it_ends_its_workers(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Workers on a Ray cluster of two nodes: a killed one is listed and retried, nothing is lost, nothing stays behind."""
+"""Workers on a Ray cluster of two nodes: a killed one is listed and retried, a stopped command stops its workers,
+nothing is lost, nothing stays behind."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ needs_ray = pytest.mark.skipif(
 
 @needs_ray
 @pytest.mark.slow
-def test_two_nodes_and_a_killed_worker(tmp_path: Path) -> None:
+def test_two_nodes_a_killed_worker_and_a_stopped_command(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LAUNCH_TEST": str(tmp_path)}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.launch.ray_cluster", str(tmp_path)],
@@ -51,6 +52,13 @@ def test_two_nodes_and_a_killed_worker(tmp_path: Path) -> None:
     assert found["names"] == [f"launch/ioi/model-organism-planted-ioi/edit-{edit}" for edit in ("mean", "zero")]
     assert found["problems"] == 0 and found["open"] == []
     assert left == {}, "Ray's processes end with the cluster"
+    interrupted, terminated, killed, finished = found["stopped"]
+    for how in (interrupted, terminated):
+        assert how["code"] == 130 and how["said"].startswith("error: interrupted"), how
+        assert how["state"] == "interrupted" and how["worker"] == "gone", how
+        assert how["names"] == [] and how["staging"] == 0, how
+    assert killed["code"] == -signal.SIGKILL and killed["worker"] == "gone" and killed["state"] == "lost", killed
+    assert finished == {"code": 0}, "the same command goes on, whatever stopped it"
 
 
 def descendants(mark: str) -> dict[int, str]:
@@ -65,6 +73,13 @@ def descendants(mark: str) -> dict[int, str]:
         except psutil.Error:
             continue
     return found
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match=f"There is no Ray cluster at '{address}'"):
+        engines.start(LaunchOptions(launcher="ray", options={"address": address}), str(tmp_path))
 
 
 @needs_ray

@@ -7,6 +7,7 @@ them there reaches everything. fsync is counted but not performed: these tests a
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +50,17 @@ def failing(at: int = 0, *, error: int = DIE, sticky: bool = False, only: tuple[
         return call
 
     for name, real in originals.items():
-        setattr(os, name, wrap(name, real))
+        replace_call(name, wrap(name, real))
     try:
         yield calls
     finally:
         for name, real in originals.items():
-            setattr(os, name, real)
+            replace_call(name, real)
+
+
+def replace_call(name: str, function: Callable[..., Any]) -> None:
+    """Put `function` where the ``os`` call is looked up: Python 3.10's pathlib keeps references of its own."""
+    setattr(os, name, function)
+    kept = getattr(pathlib, "_NormalAccessor", None)
+    if name != "open" and name in vars(kept or object):  # its `open` is io's
+        setattr(kept, name, staticmethod(function))

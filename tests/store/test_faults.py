@@ -13,7 +13,8 @@ import pytest
 from tests.store import workers
 from tests.store.faults import failing
 from workbench.errors import StoreError
-from workbench.store import Store
+from workbench.store import Store, disk
+from workbench.store.local import Tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,20 +104,57 @@ print([art.version for art in store.log("a")], store.fsck(), list((store.root / 
 
 
 def test_a_rename_that_succeeds_and_then_reports_failure_is_a_commit(tmp_path, monkeypatch):
-    real = os.rename
+    real = Path.rename
 
-    def rename(source, target, *args, **kwargs):
-        real(source, target, *args, **kwargs)
+    def rename(source, target):
+        real(source, target)
         raise OSError(errno.EEXIST if replay else errno.EIO, "replayed", str(target))
 
     store = Store(tmp_path, durable=False)
     workers.commit(store, "a/b", 1)
     for replay in (True, False):
-        monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr(Path, "rename", rename)
         workers.commit(store, "a/b", 2 + replay)
         monkeypatch.undo()
     assert [art.version for art in store.log("a/b")] == [3, 2, 1]
     assert not store.fsck() and not list((tmp_path / ".store" / "staging").iterdir())
+
+
+def test_a_number_that_is_taken_and_not_listed_yet_is_passed_over(tmp_path, monkeypatch):
+    """As sshfs has it: a folder's listing is 20 seconds old, and a rename onto a taken name is "not permitted"."""
+    store = Store(tmp_path, durable=False)
+    workers.commit(store, "a/b", 1)
+    workers.commit(store, "a/b", 2)
+    monkeypatch.setattr(Tree, "versions", lambda self, name: [1])
+    rename = Path.rename
+
+    def refused(self, target):
+        if target.exists():
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    assert workers.commit(store, "a/b", 3).startswith("3 ")
+    monkeypatch.undo()
+    third, second, _ = store.log("a/b")
+    assert third.manifest["previous"] == second.digest
+    workers.check_survivor(store)
+
+
+def test_what_was_replaced_while_it_was_opened_is_opened_again(tmp_path, monkeypatch):
+    (tmp_path / "page").write_text("new")
+    opened, stale = os.open, [errno.ESTALE, errno.ESTALE]
+
+    def first_stale(*args, **kwargs):
+        if stale:
+            raise OSError(stale.pop(), "Stale file handle")
+        return opened(*args, **kwargs)
+
+    monkeypatch.setattr(os, "open", first_stale)
+    assert disk.read(tmp_path / "page") == b"new"
+    stale += [errno.ESTALE] * 3
+    with pytest.raises(OSError, match="Stale"):
+        disk.read(tmp_path / "page")
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP])
@@ -136,7 +174,7 @@ def test_without_hard_links_everything_but_the_sharing_works(tmp_path, error):
 
 
 def test_a_file_system_where_folders_overwrite_each_other_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "rename", lambda source, target: None)
+    monkeypatch.setattr(Path, "rename", lambda source, target: None)
     with pytest.raises(StoreError, match="overwrite each other"):
         workers.commit(Store(tmp_path / "store"), "a/b", 1)
     monkeypatch.undo()

@@ -35,7 +35,8 @@ from workbench.store import Store
 # Analyses whose sweeps over heads keep finished parts on disk, which is what workers share.
 SHARDED = ("ablation", "activation_patching", "path_patching", "sahara", "ships")
 _POLL = 0.1
-_LATE = 10.0  # seconds
+_LATE = 10.0  # seconds between a worker's end and its word about it
+_LATE_FROM_AFAR = 70.0  # the same on another machine: caches of a network file system keep a folder for a minute
 _ELSEWHERE = 2.0  # seconds between looks at tasks that another launch runs
 
 
@@ -179,6 +180,12 @@ class _Drive:
         slots = self.engine.slots
         room = len(self.waiting) if slots is None else max(0, slots - len(self.flying))
         batch, self.waiting = self.waiting[:room], self.waiting[room:]
+        taken = {id(run): run for run, task in batch if task.state != "pending"}  # another launch was faster
+        if taken:
+            batch, self.waiting = ([one for one in part if id(one[0]) not in taken] for part in (batch, self.waiting))
+            self.elsewhere += taken.values()
+            for run in taken.values():
+                self._becomes(run, "running")
         if batch:
             handles = self.engine.submit([task for _, task in batch])
             self.flying += [(run, task, handle) for (run, task), handle in zip(batch, handles, strict=True)]
@@ -202,14 +209,18 @@ class _Drive:
     def _how_it_ended(self, task: Task, handle: Any) -> str | None:
         """What the engine says, once the task's own word has had time to arrive; None while it goes on."""
         how = self.engine.ended(handle)
-        silent = not task.ended and (how == RETURNED or (how is None and task.state == "lost"))
-        if not silent:
+        vanished = how is None and task.state == "lost"  # a queue may not know that a worker is gone
+        if task.ended or not (how or vanished):
             self.silent.pop(id(task), None)
             return how
-        # a network file system may show late what a worker wrote; a queue may not know that a worker is gone
-        if time.monotonic() - self.silent.setdefault(id(task), time.monotonic()) < _LATE:
+        afar = task.elsewhere
+        if how not in (None, RETURNED) and not afar:  # this machine hides nothing
+            return how
+        since = self.silent.setdefault(id(task), time.monotonic())
+        if time.monotonic() - since < (_LATE_FROM_AFAR if afar else _LATE):
             return None
-        self.engine.cancel([handle])
+        if vanished:
+            self.engine.cancel([handle])
         return how or "the worker vanished"
 
     def _ended(self, run: Run, task: Task) -> None:

@@ -38,7 +38,7 @@ def parse(texts: Iterable[str]) -> Axes:
     axes: Axes = {}
     texts = list(texts)
     for text in texts:
-        origin = f"--sweep {text}"
+        origin = f"--sweep {' '.join(text.split())}"
         key = ""
         for piece in _pieces(text, origin):
             if begins := _KEY.match(piece):
@@ -52,7 +52,7 @@ def parse(texts: Iterable[str]) -> Axes:
                 raise InputError(f"{origin}: write it as key=value,value, for example seed=0..4, not {piece!r}.")
             axes[key] += _values(piece, origin)
     for key, values in axes.items():
-        _check_values(key, values, f"--sweep {' '.join(texts)}")
+        _check_values(key, values, f"--sweep {' '.join(' '.join(texts).split())}")
     return axes
 
 

@@ -12,11 +12,12 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.experiments.paths import Reach
 from workbench.experiments.spec import Spec, build
 from workbench.experiments.yaml_input import read_documents
 from workbench.launch import grammar
@@ -49,12 +50,14 @@ def read(
     overrides: Iterable[str] = (),
     sweeps: Iterable[str] = (),
     launch: Mapping[str, Any] | None = None,
+    allow: Iterable[str | Path] = (),
 ) -> Asked:
     """Every run of the spec files.
 
     Args:
         overrides: `--set` assignments, for all runs.
         sweeps: `--sweep` texts, for all files.
+        allow: folders that paths in the files may lead to.
         launch: options given on the command line; they win over the files'.
 
     Raises:
@@ -71,12 +74,13 @@ def read(
                 raise InputError(f"{path}: a spec is a mapping with keys {', '.join(Spec.model_fields)}, not a {kind}.")
             bare = {key: value for key, value in document.items() if key not in BESIDE}
             axes = {} if document.get("sweep") is None else grammar.read(document["sweep"], str(path))
+            reach = replace(Reach.of(path, allow=allow), own=frozenset(axes) - frozenset(swept))
             axes |= swept
             if document.get("launch") is not None:
                 blocks.append((str(path), document["launch"]))
             grammar.size(axes)
             number = index if len(documents) > 1 and not bare.get("name") else None
-            found += _points(bare, path, axes, overrides, number)
+            found += _points(bare, path, axes, overrides, number, reach)
     if len(found) > grammar.MAX_JOBS:
         raise InputError(f"The sweeps have {len(found)} runs, more than {grammar.MAX_JOBS}; launch them in parts.")
     options = merged(blocks, launch or {})
@@ -86,7 +90,12 @@ def read(
 
 
 def _points(
-    document: Mapping[str, Any], source: Path, axes: Axes, overrides: tuple[str, ...], number: int | None
+    document: Mapping[str, Any],
+    source: Path,
+    axes: Axes,
+    overrides: tuple[str, ...],
+    number: int | None,
+    reach: Reach,
 ) -> list[tuple[Spec, dict[str, Any]]]:
     """One spec per combination of values, the last axis fastest."""
     labels = _labels(axes)
@@ -94,11 +103,11 @@ def _points(
     for chosen in itertools.product(*(range(len(values)) for values in axes.values())):
         values = {key: axes[key][at] for key, at in zip(axes, chosen, strict=True)}
         assigned = [*overrides, *(_assignment(key, value) for key, value in values.items())]
-        spec = build(document, source=source, overrides=assigned)
+        spec = build(document, source=source, overrides=assigned, reach=reach)
         name = spec.name if number is None else f"{spec.name}-{number}"
         name = "/".join([name, *(labels[key][at] for key, at in zip(axes, chosen, strict=True))])
         if name != spec.name:
-            spec = build(document, source=source, overrides=[*assigned, ("name", name)])
+            spec = build(document, source=source, overrides=[*assigned, ("name", name)], reach=reach)
         points.append((spec, values))
     return points
 

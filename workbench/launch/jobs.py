@@ -7,12 +7,14 @@
 
 A job is one run (its run key is its folder's name), a task is one worker's share of it: one, or `shards` many. Files
 are written by whoever knows: `started` and `beat` by the worker, `ended` by the worker or, when it died without a word,
-by who watched it. No state is stored that the files do not show, so that there is none to repair. A job is done when
-the store has its artifact. The folder begins with a dot, so the store leaves it alone.
+by who watched it. No state is stored that the files do not show, so that there is none to repair; a file that is not,
+to the bit, what was written counts as absent. A job is done when the store has its artifact. The folder begins with a
+dot, so the store leaves it alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,11 +28,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import StoreError
-from workbench.store import Artifact, Store
+from workbench.store import Artifact, Store, disk
 
 State = Literal["pending", "running", "done", "failed", "lost", "interrupted"]
 
-FORMAT = 1
+FORMAT = 2
 BEAT = 5.0  # seconds between signs of life
 STALE = 120.0  # seconds without one after which a worker elsewhere counts as dead
 
@@ -66,6 +68,11 @@ class Task:
             return "pending"
         return "running" if self._alive(started) else "lost"
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its worker is, or was, on another machine."""
+        return read(self.folder / "started.json").get("host", socket.gethostname()) != socket.gethostname()
+
     def _alive(self, started: Mapping[str, Any]) -> bool:
         if started.get("host") == socket.gethostname() and not _exists(int(started["pid"])):
             return False
@@ -88,10 +95,12 @@ class Task:
                 f"--- {_now()} {self.job.name}" + (f", member {self.member}" if self.job.shards > 1 else "") + "\n"
             )
 
-    def start(self) -> None:
-        """Called by the worker."""
+    def start(self, pid: int | None = None) -> None:
+        """Called by the worker, or with the worker's `pid` by who has just started it on this machine."""
+        if pid is None:  # SLURM may run a task a second time of itself
+            (self.folder / "ended.json").unlink(missing_ok=True)
         self.beat()
-        write(self.folder / "started.json", {"host": socket.gethostname(), "pid": os.getpid(), "at": _now()})
+        write(self.folder / "started.json", {"host": socket.gethostname(), "pid": pid or os.getpid(), "at": _now()})
 
     def beat(self) -> None:
         (self.folder / "beat").touch()
@@ -155,7 +164,8 @@ class Job:
             ended = task.ended
             if ended.get("state") == "done":
                 with suppress(StoreError):
-                    return store.get(ended["ref"])
+                    if (found := store.get(ended["ref"])).run_key == self.run_key:
+                        return found
         return store.find(self.name, run_key=self.run_key)
 
     def failure(self) -> Task | None:
@@ -212,19 +222,25 @@ class Jobs:
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
-    """A small JSON file that is whole or absent."""
+    """A small JSON file that is whole or absent, with a seal over its content."""
     temp = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")
-    temp.write_text(json.dumps(dict(record), ensure_ascii=False), encoding="utf-8")
+    plain = json.loads(json.dumps(dict(record)))  # as it will be read back
+    temp.write_text(json.dumps({**plain, "seal": _seal(plain)}, ensure_ascii=False), encoding="utf-8")
     temp.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when it cannot be read."""
+    """What `write` wrote; empty when it is not there, or is no longer that."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(disk.read(path))
+        seal = found.pop("seal")
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if seal == _seal(found) else {}
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _exists(pid: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +12,8 @@ from workbench.errors import InputError, did_you_mean
 
 Launcher = Literal["local", "submitit", "ray"]
 LAUNCHERS = ("local", "submitit", "ray")
+# Options that run shell commands, or hand work to a machine: no file may choose them, only who types the command.
+TYPED = ("setup", "teardown", "srun_args", "additional_parameters", "python", "address")
 
 
 class LaunchOptions(BaseModel):
@@ -59,7 +61,7 @@ def merged(blocks: Iterable[tuple[str, Any]], given: Mapping[str, Any]) -> Launc
         block = {"launcher": block} if isinstance(block, str) else block
         if not isinstance(block, Mapping):
             raise InputError(f"{origin}: launch is a mapping such as {{launcher: local, workers: 2}}, not {block!r}.")
-        validated(block, f"{origin}: launch.")
+        _harmless(validated(block, f"{origin}: launch.").options, origin)
         for key, value in block.items():
             if key in found and found[key] != value and key not in given:
                 raise InputError(
@@ -73,6 +75,28 @@ def merged(blocks: Iterable[tuple[str, Any]], given: Mapping[str, Any]) -> Launc
     if given.get("launcher", found.get("launcher")) != found.get("launcher"):
         options = dict(given.get("options", {}))  # another engine's options mean nothing here
     return validated({**found, **given, "options": options}, "--")
+
+
+def _harmless(options: Mapping[str, Any], origin: str) -> None:
+    """Refuse engine options of a file that could run something: `TYPED`, and text that begins a line of a script."""
+    for key, value in options.items():
+        if key.removeprefix("slurm_").removeprefix("local_") in TYPED:
+            why = "can run commands or send work to other machines, so a file may not set it"
+        elif not all(text.isprintable() for text in _texts([key, value])):
+            why = f"is {value!r}, which has line breaks or control characters"
+        else:
+            continue
+        raise InputError(f"{origin}: launch.options.{key!s:.40} {why}; type it as --launch-option {key!s:.40}=...")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def validated(values: Mapping[str, Any], at: str) -> LaunchOptions:
@@ -90,7 +114,7 @@ def validated(values: Mapping[str, Any], at: str) -> LaunchOptions:
             raise InputError(f"{at}{key}: unknown key.{hint or known}") from None
         value = first["input"]
         if key == "launcher":
-            hint = did_you_mean(str(value), LAUNCHERS)
+            hint = " SLURM is reached through submitit." if value == "slurm" else did_you_mean(str(value), LAUNCHERS)
             raise InputError(f"{at}launcher: {value!r} is none of {', '.join(LAUNCHERS)}.{hint}") from None
         raise InputError(f"{at}{key}: {value!r} does not fit: {first['msg'][0].lower()}{first['msg'][1:]}.") from None
 

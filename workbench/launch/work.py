@@ -35,6 +35,9 @@ def work(folder: str, member: int) -> str:
     """Do task `member` of the job in `folder`; returns how it ended."""
     task = Task(Job(Path(folder), read(Path(folder) / "job.json")), member)
     with _printing_into(task.log):
+        if not task.job.record:
+            task.end("failed", error=f"{task.job.folder / 'job.json'} is damaged; launch it again")
+            return task.state
         os.environ.update(environment(task.job.record))
         if Path(task.job.record["folder"]).is_dir():  # parameters may name files relative to it
             os.chdir(task.job.record["folder"])
@@ -64,17 +67,18 @@ def main() -> int:
 
 def _run(task: Task) -> tuple[str, bool]:
     """The artifact's reference, and whether it was there already."""
+    from workbench.experiments.paths import Reach
     from workbench.experiments.run import fulfil, prepare
     from workbench.experiments.spec import build
     from workbench.store import Store
 
     job, record = task.job, task.job.record
     sys.argv = list(record["argv"])  # the command that asked for this, for the artifact's record
-    spec = build(record["config"], source=job.folder / "job.json")
+    spec = build(record["config"], reach=Reach(job.folder / "job.json", checked=True))
     ready = prepare(spec, model_path=record["model_path"])
     if ready.run_key != job.run_key:
         raise InputError(_differs(record, ready.device, ready.fingerprint))
-    ready.spec._source = Path(record["source"]) if record["source"] else None
+    ready.spec._reach = Reach(Path(record["source"]) if record["source"] else None)
     shared = nullcontext()
     if job.shards > 1:
         from workbench.primitives.sweep.team import teamwork

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,9 +63,16 @@ def _flush(path: Path, flags: int) -> None:
 
 def read(path: Path) -> bytes:
     """All bytes of a regular file; a symbolic link is not followed (ELOOP)."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    with os.fdopen(fd, "rb") as file:
-        return file.read()
+    for pause in (0.1, 1.0, None):
+        try:
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            with os.fdopen(fd, "rb") as file:
+                return file.read()
+        except OSError as error:  # on a network file system: what was there has just been replaced elsewhere
+            if error.errno != errno.ESTALE or pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
 def sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,11 +75,18 @@ class Tree:
     def versions(self, name: str) -> list[int]:
         """The version numbers that are taken, in order; removed ones count."""
         numbers = [
-            refs.version_number(entry.name)
-            for entry in _entries(self.root / name)
-            if entry.is_dir(follow_symlinks=False)
+            refs.version_number(entry.name) for entry in self._entries_of(name) if entry.is_dir(follow_symlinks=False)
         ]
         return sorted(number for number in numbers if number)
+
+    def _entries_of(self, below: str) -> list[os.DirEntry[str]]:
+        """Entries of a folder of the store; none when a link on the way leads who knows where."""
+        path = self.root
+        for part in below.split("/"):
+            path = path / part
+            if not _is_dir(path):
+                return []
+        return _entries(path)
 
     def folder(self, name: str, version: int) -> Path:
         return self.root / name / f"v{version}"
@@ -103,9 +110,10 @@ class Tree:
             )
         return found
 
-    def history(self, name: str) -> Iterator[tuple[int, manifest.Manifest | CorruptArtifact]]:
-        """Versions from the newest to the oldest; a damaged manifest comes as the error it raised."""
-        for version in reversed(self.versions(name)):
+    def history(self, name: str, also: Iterable[int] = ()) -> Iterator[tuple[int, manifest.Manifest | CorruptArtifact]]:
+        """Versions from the newest to the oldest, those in `also` with them even if the folder does not list them yet;
+        a damaged manifest comes as the error it raised."""
+        for version in sorted({*self.versions(name), *also}, reverse=True):
             try:
                 yield version, self.page(name, version)
             except CorruptArtifact as error:
@@ -144,11 +152,12 @@ class Tree:
         files = {payload: self._seal_payload(staging / payload) for payload in sorted(payloads)}
         draft = {**draft, "files": files, "created": manifest.now(), "commit": os.urandom(16).hex()}
         draft["digest"] = manifest.identity(draft)
+        taken: set[int] = set()  # met in vain; a network file system may list them only seconds later
         while True:
-            numbers, previous, latest = self._standing(name)
+            newest, previous, latest = self._standing(name, taken)
             if latest and not force and _same(latest, draft):
                 return latest, False
-            version = max(numbers, default=0) + 1
+            version = newest + 1
             mine = {**draft, "version": version, "previous": previous}
             page = staging / refs.MANIFEST
             page.unlink(missing_ok=True)
@@ -159,17 +168,19 @@ class Tree:
             if self._appear(staging, mine):
                 self._settle(name, version)
                 return mine, True
+            taken.add(version)
 
-    def _standing(self, name: str) -> tuple[list[int], str | None, manifest.Manifest | None]:
-        """The numbers taken, the digest of the newest readable version, and the newest that is not removed."""
-        numbers, previous = self.versions(name), None
-        for _, found in self.history(name):
+    def _standing(self, name: str, taken: set[int]) -> tuple[int, str | None, manifest.Manifest | None]:
+        """The newest number, the digest of the newest readable version, and the newest that is not removed."""
+        newest, previous = 0, None
+        for version, found in self.history(name, taken):
+            newest = max(newest, version)
             if isinstance(found, CorruptArtifact):
                 continue
             previous = previous or found["digest"]
             if not found.get("removed"):
-                return numbers, previous, found
-        return numbers, previous, None
+                return newest, previous, found
+        return newest, previous, None
 
     def _appear(self, staging: Path, mine: manifest.Manifest) -> bool:
         """The commit itself. False when another writer took the number first."""
@@ -182,7 +193,8 @@ class Tree:
             with suppress(CorruptArtifact):
                 if self.page(mine["name"], mine["version"])["commit"] == mine["commit"]:
                     return True
-            if error.errno in _TAKEN:
+            # Some file systems have one error for all that goes wrong: sshfs says EPERM where a number is taken.
+            if error.errno in _TAKEN or os.path.lexists(target):
                 return False
             raise
 
@@ -225,13 +237,15 @@ class Tree:
     def tags(self, name: str) -> dict[str, int]:
         """Tag -> version, of the tags that can be read (fsck reports the others)."""
         found = {}
-        for entry in _entries(self.root / name / "tags"):
+        for entry in self._entries_of(f"{name}/tags"):
             with suppress(StoreError, OSError):
                 found[entry.name] = self.tag_target(name, entry.name)
         return dict(sorted(found.items()))
 
     def tag_target(self, name: str, tag: str) -> int:
         path = self.root / name / "tags" / tag
+        if not _is_dir(path.parent):
+            raise FileNotFoundError(path)
         version = refs.version_number(disk.read(path).decode("ascii", "replace").removesuffix("\n"))
         if not version:
             raise CorruptArtifact(
@@ -290,9 +304,18 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise StoreError(
-            f"{folder} cannot be listed ({error.strerror}); check its permissions and the disk."
-        ) from error
+        raise _unlisted(folder, error) from error
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return disk.is_dir(path)
+    except OSError as error:
+        raise _unlisted(path, error) from error
+
+
+def _unlisted(folder: Path, error: OSError) -> StoreError:
+    return StoreError(f"{folder} cannot be listed ({error.strerror}); check its permissions and the disk.")
 
 
 def is_live(staging_name: str) -> bool:

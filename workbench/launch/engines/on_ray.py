@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from workbench.errors import InputError
@@ -18,6 +23,8 @@ from workbench.launch.options import LaunchOptions, processors
 from workbench.launch.work import work
 
 _OPTIONS = ("address", "num_gpus", "memory", "resources", "scheduling_strategy")
+_GRACE = 5.0  # seconds between asking and killing
+_KNOCK = 10.0  # seconds
 
 
 class OnRay:
@@ -39,6 +46,7 @@ class OnRay:
         given.pop("address", None)
         threads = options.threads or 1
         if self.mine:
+            _knock(address)
             self._join(address, threads * (options.workers or max(1, processors() // threads)))
         self.slots = options.workers
         try:
@@ -49,17 +57,19 @@ class OnRay:
 
     def _join(self, address: str | None, cpus: int) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        try:
-            if address:
-                self.ray.init(address=address, **quiet)
-            else:
-                self.ray.init(
-                    address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
-                )
-        except Exception as error:  # Ray raises plain ones when a node does not come up in time
-            text = " ".join(str(error).split())[:200]
-            what = f"There is no Ray cluster at {address!r}" if address else "Ray did not start on this machine"
-            raise InputError(f"{what} ({text}); correct the address, or try again.") from error
+        if not address:
+            quiet |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        for last in (bool(address), True):  # Ray gives its own processes 15 seconds: too few on a busy machine
+            try:
+                with _sigterm_kept():
+                    self.ray.init(address=address or "local", **quiet)
+                return
+            except Exception as error:  # Ray raises plain ones when a node does not come up in time
+                if last:
+                    text = " ".join(str(error).split())[:200]
+                    what = f"There is no Ray cluster at {address!r}" if address else "Ray did not start on this machine"
+                    raise InputError(f"{what} ({text}); correct the address, or try again.") from error
+                self.ray.shutdown()
 
     def submit(self, tasks: list[Task]) -> list[Any]:
         return [self.remote.remote(str(task.job.folder), task.member) for task in tasks]
@@ -75,11 +85,37 @@ class OnRay:
         return RETURNED
 
     def cancel(self, handles: list[Any]) -> None:
-        for handle in handles:
-            self.ray.cancel(handle, force=True)
-        if handles:
-            self.ray.wait(handles, num_returns=len(handles), timeout=10)
+        for force in (False, True):  # a KeyboardInterrupt in the task, then the end of its process
+            for handle in handles:
+                self.ray.cancel(handle, force=force)
+            if handles:
+                _, handles = self.ray.wait(handles, num_returns=len(handles), timeout=_GRACE)
 
     def close(self) -> None:
         if self.mine:
             self.ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Refuse `host:port` where nobody listens; Ray would try for many minutes, and say so in dozens of lines."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"There is no Ray cluster at {address!r} ({error}); correct the address, or start one with `ray start`."
+            ) from error
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts (a report of its own, exit code 15); it is the launch's to handle."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

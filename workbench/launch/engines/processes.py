@@ -60,7 +60,7 @@ class Processes:
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {**os.environ, **environment(task.job.record), "PYTHONPATH": os.pathsep.join(paths)}
         with task.log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(task.job.folder), str(task.member)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -68,6 +68,8 @@ class Processes:
                 env=variables,
                 start_new_session=True,
             )
+        task.start(process.pid)  # now, so that another launch of the same runs sees it
+        return process
 
 
 def how(code: int) -> str:
