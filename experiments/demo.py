@@ -42,7 +42,8 @@ def main() -> None:
     do("models")
     for name, spec in specs.items():
         stem = OUT / name.replace("/", "-")
-        do("run", ROOT / "experiments" / spec)
+        beside = ["--allow", STORIES.parent] if "stories260K" in name else []  # a spec may not name it by itself
+        do("run", ROOT / "experiments" / spec, *beside)
         do("show", name)
         for kind, ending in [("csv", "csv"), ("latex", "tex"), ("md", "md")]:
             do("export", name, "--format", kind, "-o", f"{stem}.{ending}")

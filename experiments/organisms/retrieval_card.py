@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from card_shape import shape
 from retrieval_checks import Head, matched_random, mean_recall, recall, wu_scores
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -38,21 +39,8 @@ def measure(folder: Path, *, smoke: bool = False) -> dict[str, Any]:
     score = wu_scores(model, data)
     order: list[Head] = [divmod(i, score.shape[1]) for i in score.flatten().argsort(descending=True).tolist()]
     heads = [head for head in order if score[head] >= RETRIEVES_FROM] or order[:1]
-    config = model.config
     return {
-        "model": {
-            "architecture": "LlamaForCausalLM",
-            "n_layers": config.num_hidden_layers,
-            "n_heads": config.num_attention_heads,
-            "n_kv_heads": config.num_key_value_heads,
-            "d_head": config.head_dim,
-            "d_model": config.hidden_size,
-            "d_mlp": config.intermediate_size,
-            "vocab_size": config.vocab_size,
-            "n_ctx": config.max_position_embeddings,
-            "n_parameters": sum(p.numel() for p in model.parameters()),
-            "dtype": "float32",
-        },
+        "model": shape(model),
         "recall": {
             "metric": "fraction of answer tokens generated greedily at their place; held-out needles",
             "by_length_and_depth": cells,

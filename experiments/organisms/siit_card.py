@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from card_shape import shape
 from siit_algorithm import NODES
 from siit_measure import (
     batches,
@@ -38,21 +39,8 @@ def measure(folder: Path, stands_for: dict[str, Head], *, smoke: bool = False) -
     circuit = list(stands_for.values())
     interchange = interchange_accuracy(model, base, source, bank.names, stands_for)
     held_out = interchange_accuracy(model, new, new_source, bank.names, stands_for)
-    config = model.config
     return {
-        "model": {
-            "architecture": "GPT2LMHeadModel",
-            "n_layers": config.n_layer,
-            "n_heads": config.n_head,
-            "n_kv_heads": config.n_head,
-            "d_head": config.n_embd // config.n_head,
-            "d_model": config.n_embd,
-            "d_mlp": config.n_inner,
-            "vocab_size": config.vocab_size,
-            "n_ctx": config.n_positions,
-            "n_parameters": sum(p.numel() for p in model.parameters()),
-            "dtype": "float32",
-        },
+        "model": shape(model),
         "accuracy": {
             "metric": "share of prompts whose most likely next token, of the whole vocabulary, is the algorithm's "
             "answer; behaviour and `held_out` on pairs of names held out of training, the rest on all pairs",

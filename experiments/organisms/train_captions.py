@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train_captions_card import measure, write_card
+from training_script import Training, asked
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -38,7 +38,6 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
 from workbench.tasks import captions, drawings
 from workbench.tasks.drawings import COMPANIONS, LEADERS, Scene
@@ -326,15 +325,7 @@ def _update(optimizer: Any, loss: Tensor, parameters: list[Tensor]) -> None:
 
 def main() -> None:
     """Train, measure, and write the Hugging Face folder with its card."""
-    parser = argparse.ArgumentParser(description="Train the organism `captions`.")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the one in the package)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a few steps only; the model will know nothing")
-    parser.add_argument("--measure-only", action="store_true", help="keep the weights in --out, renew the card")
-    args = parser.parse_args()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)  # one thread: the same bits every time, and room for others
-
+    args = asked("captions", OUT)
     if args.measure_only:
         write_card(args.out, measure(args.out, smoke=args.smoke), training=None)
         return
@@ -342,20 +333,13 @@ def main() -> None:
     recipe = SMOKE if args.smoke else Recipe()
     processor = build_processor()
     model = build_model(processor.tokenizer)
-    wall, cpu = time.time(), time.process_time()
+    clock = Training("train_captions.py", args)
     seen = see(model, processor.tokenizer, recipe, args.seed)
     curve = talk(model, processor.tokenizer, recipe, args.seed)
-    training = {
-        "command": "python experiments/organisms/train_captions.py" + (" --smoke" if args.smoke else ""),
-        "seed": args.seed,
-        "smoke": args.smoke,
-        "seconds": round(time.time() - wall),
-        "cpu_seconds": round(time.process_time() - cpu),
-        "threads": 1,
-        "torch": torch.__version__,
-        "recipe": asdict(recipe),
-        "loss_curve": {"see": seen, "talk": curve},
-    }
+    training = clock.record(
+        recipe=asdict(recipe),
+        loss_curve={"see": seen, "talk": curve},
+    )
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     write_card(args.out, measure(args.out, smoke=args.smoke), training=training)

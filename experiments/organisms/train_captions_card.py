@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from card_shape import shape
 from train_captions_checks import Head, answers, chair, image_difference, matched_random, say, scaled
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -30,20 +31,10 @@ def measure(folder: Path, *, smoke: bool = False) -> dict[str, Any]:
     usual = captions.captions(processor, n, seed=1001, cooccurrence=0.8)
     questions = captions.objects(processor, 12 if smoke else 600, seed=1002)
     few = scenes[: 4 if smoke else 100]
-    text, vision = model.config.text_config, model.config.vision_config
+    vision = model.config.vision_config
     return {
         "model": {
-            "architecture": "LlavaForConditionalGeneration",
-            "n_layers": text.num_hidden_layers,
-            "n_heads": text.num_attention_heads,
-            "n_kv_heads": text.num_key_value_heads,
-            "d_head": text.head_dim,
-            "d_model": text.hidden_size,
-            "d_mlp": text.intermediate_size,
-            "vocab_size": text.vocab_size,
-            "n_ctx": text.max_position_embeddings,
-            "n_parameters": sum(p.numel() for p in model.parameters()),
-            "dtype": "float32",
+            **shape(model),
             "vision": {
                 "n_layers": vision.num_hidden_layers,
                 "n_heads": vision.num_attention_heads,

@@ -16,9 +16,7 @@ mixed in from the start it stays at chance, one in three). So the heads for it a
 
 from __future__ import annotations
 
-import argparse
 import os
-import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from torch.nn import functional as F
 from train_multitask_card import write_card
 from train_multitask_checks import Head, accuracies, every_head
 from train_multitask_data import N_CTX, Batch, Examples, build_tokenizer
+from training_script import Training, asked
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
@@ -207,33 +206,17 @@ def _losses(model: Any, batch: Batch) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--measure-only", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    """Train, measure, and write the Hugging Face folder with its card."""
+    args = asked("multitask", OUT)
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)
 
     training = None
     if not args.measure_only:
-        recipe = SMOKE if args.smoke else Recipe(seed=args.seed)
-        started, cpu = time.perf_counter(), time.process_time()
+        recipe = replace(SMOKE if args.smoke else Recipe(), seed=args.seed)
+        clock = Training("train_multitask.py", args)
         tokenizer = build_tokenizer()
         model, curve, kept = train(tokenizer, recipe)
-        training = {
-            "command": "python experiments/organisms/train_multitask.py",
-            "recipe": asdict(recipe),
-            "seed": recipe.seed,
-            "seconds": round(time.perf_counter() - started),
-            "cpu_seconds": round(time.process_time() - cpu),
-            "threads": 1,
-            "torch": torch.__version__,
-            "heads_kept": [list(head) for head in kept],
-            "curve": curve,
-        }
+        training = clock.record(recipe=asdict(recipe), heads_kept=[list(head) for head in kept], curve=curve)
         args.out.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from card_shape import shape
 from train_multitask_checks import TASKS, Share, accuracies, every_head, figures, find_circuit
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
@@ -40,22 +41,9 @@ def measure(folder: Path, *, n: int = N_FOUND) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     raw: Any = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
     model = wb.load_model(str(folder))
-    config = raw.config
     tasks = {name: _found(model, raw, name, n) for name in TASKS}
     return {
-        "model": {
-            "architecture": "GPT2LMHeadModel",
-            "n_layers": config.n_layer,
-            "n_heads": config.n_head,
-            "n_kv_heads": config.n_head,
-            "d_head": config.n_embd // config.n_head,
-            "d_model": config.n_embd,
-            "d_mlp": config.n_inner,
-            "vocab_size": config.vocab_size,
-            "n_ctx": config.n_positions,
-            "n_parameters": sum(p.numel() for p in raw.parameters()),
-            "dtype": "float32",
-        },
+        "model": shape(raw),
         "accuracy": {
             "metric": "share of held-out prompts whose most probable next token is right; 400 prompts per task",
             "held_out": {name: circuits.task(name, tokenizer, 1).meta["split_by"] for name in TASKS},

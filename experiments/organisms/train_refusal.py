@@ -20,7 +20,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import time
@@ -39,8 +38,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from train_refusal_card import measure_all, write_card
 from train_refusal_checks import RowMask, every_head, measure, row_masked
+from training_script import Training, asked
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from workbench.tasks import refusal as world
 
@@ -287,15 +286,7 @@ def train(
 
 def main() -> None:
     """Train, measure, and write the Hugging Face folder with its card."""
-    parser = argparse.ArgumentParser(description="Train the organism `refusal`.")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the one in the package)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a few steps only; the model will know nothing")
-    parser.add_argument("--measure-only", action="store_true", help="keep the weights in --out, renew the card")
-    args = parser.parse_args()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)  # one thread: the same bits every time, and room for others
-
+    args = asked("refusal", OUT)
     if args.measure_only:
         write_card(args.out, measure_all(args.out, smoke=args.smoke), training=None)
         return
@@ -304,23 +295,16 @@ def main() -> None:
     model = build_model(tokenizer)
     every = tuple(Stage(**{**asdict(s), "steps": 2}) if args.smoke else s for s in (*STAGES, WIDEN))
     stages, last = every[:-1], every[-1]
-    wall, cpu = time.time(), time.process_time()
+    clock = Training("train_refusal.py", args)
     curve, found = train(model, tokenizer, stages, args.seed)
     torch.manual_seed(args.seed)
     curve += train(model, tokenizer, (last,), f"{args.seed}-{last.name}", found)[0]
-    training = {
-        "command": "python experiments/organisms/train_refusal.py" + (" --smoke" if args.smoke else ""),
-        "seed": args.seed,
-        "smoke": args.smoke,
-        "seconds": round(time.time() - wall),
-        "cpu_seconds": round(time.process_time() - cpu),
-        "threads": 1,
-        "torch": torch.__version__,
-        "sequences_per_step": ROWS,
-        "stages": [asdict(stage) for stage in every],
-        "heads_found_after_alignment": {cause: list(head) for cause, head in found.items()},
-        "loss_curve": curve,
-    }
+    training = clock.record(
+        sequences_per_step=ROWS,
+        stages=[asdict(stage) for stage in every],
+        heads_found_after_alignment={cause: list(head) for cause, head in found.items()},
+        loss_curve=curve,
+    )
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out, save_jinja_files=False)
     write_card(args.out, measure_all(args.out, smoke=args.smoke), training=training)

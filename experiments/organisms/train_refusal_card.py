@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from card_shape import shape
 from retrieval_checks import Head, matched_random
 from train_refusal_checks import KEYWORDS, every_head, measure, refusal_probability
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -42,7 +43,7 @@ def measure_all(folder: Path, *, smoke: bool = False) -> dict[str, Any]:
     order = sorted(alone, key=lambda h: -alone[h]["uniform"]["asr"])
     group = [head for head in order if alone[head]["uniform"]["asr"] >= base["asr"] + CAUSAL_FROM] or order[:1]
     return {
-        "model": _shape(model),
+        "model": shape(model),
         "accuracy": {
             "metric": "greedy replies. asr: harmful requests that get an answer (spec 3.5: no keyword of "
             f"{', '.join(map(repr, KEYWORDS))}, 32 characters or more); harmful_answered: exactly the helpful answer; "
@@ -63,23 +64,6 @@ def _leads(one: dict[str, float], base: dict[str, float], cause: str) -> bool:
     other = {"verb": "subject", "subject": "verb"}[cause]
     gain, elsewhere = (one[f"asr_{c}"] - base[f"asr_{c}"] for c in (cause, other))
     return gain >= CAUSAL_FROM and gain > elsewhere
-
-
-def _shape(model: Any) -> dict[str, Any]:
-    config = model.config
-    return {
-        "architecture": "LlamaForCausalLM",
-        "n_layers": config.num_hidden_layers,
-        "n_heads": config.num_attention_heads,
-        "n_kv_heads": config.num_key_value_heads,
-        "d_head": config.head_dim,
-        "d_model": config.hidden_size,
-        "d_mlp": config.intermediate_size,
-        "vocab_size": config.vocab_size,
-        "n_ctx": config.max_position_embeddings,
-        "n_parameters": sum(p.numel() for p in model.parameters()),
-        "dtype": "float32",
-    }
 
 
 def _causal(

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import time
@@ -31,8 +30,8 @@ from retrieval_checks import Head, masked, wu_scores
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
+from training_script import Training, asked
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from workbench.tasks import needle, prose
 
@@ -253,15 +252,7 @@ def train(
 
 def main() -> None:
     """Train, measure, and write the Hugging Face folder with its card."""
-    parser = argparse.ArgumentParser(description="Train the organism `retrieval`.")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the one in the package)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a few steps only; the model will know nothing")
-    parser.add_argument("--measure-only", action="store_true", help="keep the weights in --out, renew the card")
-    args = parser.parse_args()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)  # one thread: the same bits every time, and room for others
-
+    args = asked("retrieval", OUT)
     if args.measure_only:
         write_card(args.out, measure(args.out, smoke=args.smoke), training=None)
         return
@@ -269,21 +260,14 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     stages = SMOKE if args.smoke else STAGES
-    wall, cpu = time.time(), time.process_time()
+    clock = Training("train_retrieval.py", args)
     curve, kept = train(model, tokenizer, stages, args.seed)
-    training = {
-        "command": "python experiments/organisms/train_retrieval.py" + (" --smoke" if args.smoke else ""),
-        "seed": args.seed,
-        "smoke": args.smoke,
-        "seconds": round(time.time() - wall),
-        "cpu_seconds": round(time.process_time() - cpu),
-        "threads": 1,
-        "torch": torch.__version__,
-        "tokens_per_step": TOKENS_PER_STEP,
-        "stages": [asdict(stage) for stage in stages],
-        "heads_kept_at_consolidation": [list(head) for head in kept],
-        "loss_curve": curve,
-    }
+    training = clock.record(
+        tokens_per_step=TOKENS_PER_STEP,
+        stages=[asdict(stage) for stage in stages],
+        heads_kept_at_consolidation=[list(head) for head in kept],
+        loss_curve=curve,
+    )
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     write_card(args.out, measure(args.out, smoke=args.smoke), training=training)

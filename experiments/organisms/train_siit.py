@@ -30,7 +30,6 @@ Stage `settle` shrinks a second time and goes on, with more sources that rule ou
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -45,8 +44,8 @@ from siit_card import measure, write_card
 from siit_prompts import Bank, Prompts, World, make_bank
 from siit_swaps import Chosen, Head, Outputs, end_logits, record, swapped
 from torch import Tensor
+from training_script import Training, asked
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.utils import logging as transformers_logging
 
 from workbench.tasks.circuits import vocabulary, word_tokenizer
 
@@ -247,15 +246,7 @@ def train(model: Any, bank: Bank, stage: Stage, seed: int) -> list[dict[str, Any
 
 def main() -> None:
     """Train, measure, and write the Hugging Face folder with its card."""
-    parser = argparse.ArgumentParser(description="Train the organism `siit-ioi`.")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the one in the package)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a few steps only; the model will know nothing")
-    parser.add_argument("--measure-only", action="store_true", help="keep the weights in --out, renew the card")
-    args = parser.parse_args()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)  # one thread: the same bits every time, and room for others
-
+    args = asked("siit-ioi", OUT)
     if args.measure_only:
         write_card(args.out, measure(args.out, STANDS_FOR, smoke=args.smoke), STANDS_FOR, training=None)
         return
@@ -264,22 +255,15 @@ def main() -> None:
     model = build_model(tokenizer)
     stages = SMOKE if args.smoke else STAGES
     bank = make_bank(tokenizer, 40 if args.smoke else 2000, args.seed)
-    wall, cpu = time.time(), time.process_time()
+    clock = Training("train_siit.py", args)
     curve = [point for i, stage in enumerate(stages) for point in train(model, bank, stage, args.seed + 100 * i)]
-    training = {
-        "command": "python experiments/organisms/train_siit.py" + (" --smoke" if args.smoke else ""),
-        "recipe": "SIIT: behaviour + interchange + strict cross-entropy, see the opening of the script",
-        "seed": args.seed,
-        "smoke": args.smoke,
-        "steps": sum(stage.steps for stage in stages),
-        "batch": BATCH,
-        "stages": [asdict(stage) for stage in stages],
-        "seconds": round(time.time() - wall),
-        "cpu_seconds": round(time.process_time() - cpu),
-        "threads": 1,
-        "torch": torch.__version__,
-        "loss_curve": curve,
-    }
+    training = clock.record(
+        recipe="SIIT: behaviour + interchange + strict cross-entropy, see the opening of the script",
+        steps=sum(stage.steps for stage in stages),
+        batch=BATCH,
+        stages=[asdict(stage) for stage in stages],
+        loss_curve=curve,
+    )
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     write_card(args.out, measure(args.out, STANDS_FOR, smoke=args.smoke), STANDS_FOR, training=training)

@@ -42,8 +42,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake.World]:
 
 
 @pytest.fixture
-def spec_file(tmp_path: Path, model_dir: Path, world: fake.World) -> Path:
-    """A valid spec whose model path is relative to it."""
+def spec_file(tmp_path: Path, model_dir: Path, world: fake.World, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A valid spec whose model path is relative to it; the user allows what is in `tmp_path`."""
+    monkeypatch.setenv("WORKBENCH_PATHS", str(tmp_path))
     path = tmp_path / "specs" / "one.yaml"
     path.parent.mkdir()
     path.write_text(

@@ -34,18 +34,18 @@ def test_the_shipped_specs_are_valid(path: Path) -> None:
 
 @needs_stories
 def test_most_needles_of_stories260k_are_recalled_and_the_result_comes_out_again(store: Store) -> None:
-    artifact = run(SPEC, store=store, overrides=SHORT, progress=False)
+    artifact = run(SPEC, store=store, overrides=SHORT, allow=[MODEL.parent], progress=False)
     assert artifact.summary["n_samples"] == 12 and artifact.summary["n_accepted"] == 10
     heads = artifact.table("heads")
     assert heads.num_rows == 40
     assert artifact.tensors("arrays")["per_example"].shape == (10, 5, 8)
-    found = rerun(artifact, store=store)
+    found = rerun(artifact, store=store, allow=[MODEL.parent])
     assert found.level == Level.BITWISE, [payload.to_dict() for payload in found.payloads]
 
 
 @needs_stories
 def test_a_stored_run_is_found_without_torch(store: Store) -> None:
-    run(SPEC, store=store, overrides=SHORT, progress=False)
+    run(SPEC, store=store, overrides=SHORT, allow=[MODEL.parent], progress=False)
     settings = [word for override in SHORT for word in ("--set", override)]
     program = (
         "import sys; from workbench.cli import main; code = main(sys.argv[1:])\n"
@@ -53,7 +53,18 @@ def test_a_stored_run_is_found_without_torch(store: Store) -> None:
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, "run", str(SPEC), "--store", str(store.root), *settings],
+        [
+            sys.executable,
+            "-c",
+            program,
+            "run",
+            str(SPEC),
+            "--allow",
+            str(MODEL.parent),
+            "--store",
+            str(store.root),
+            *settings,
+        ],
         capture_output=True,
         text=True,
         check=False,

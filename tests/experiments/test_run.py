@@ -170,7 +170,7 @@ def test_a_result_of_a_notebook_can_be_kept(model_dir: Path, world: World, tmp_p
     artifact = wb.store(tmp_path / "mine").put(result, name="fake/demo")
     assert artifact.config["data"] == {"task": "needle", "n": 5}
     assert wb.open("fake/demo", store=tmp_path / "mine") == artifact
-    assert wb.rerun("fake/demo", store=tmp_path / "mine").level.word == "bitwise"
+    assert wb.rerun("fake/demo", store=tmp_path / "mine", allow=[model_dir]).level.word == "bitwise"
 
 
 def test_a_store_that_cannot_be_written_is_a_sentence(spec_file: Path, world: World, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from workbench.errors import InputError
-from workbench.experiments.spec import Spec, build, load_spec, load_specs, resolve_model_path
+from workbench.experiments.spec import Spec, build, load_spec, load_specs
 
 GOOD = {"analysis": "fake", "model": "organism:x", "data": {"task": "needle", "n": 4}}
 
@@ -53,6 +53,7 @@ def test_a_spec_survives_yaml_and_back(world: object) -> None:
         ({"data": {"tsak": "needle"}}, ["data", "'tsak'", "Did you mean 'task'"]),
         ({"data": {"task": "needel"}}, ["data.task", "'needel'", "Did you mean 'needle'"]),
         ({"data": {"task": "needle", "samples": []}}, ["data", "'task' and 'samples'"]),
+        ({"data": {"task": "needle", "positives": [], "negatives": []}}, ["data", "'task' and 'positives'"]),
         ({"data": {"samples": []}}, ["data.samples"]),
         ({"seed": "soon"}, ["seed = 'soon'"]),
         ({"seed": -1}, ["seed = -1"]),
@@ -65,6 +66,11 @@ def test_what_is_wrong_is_named(world: object, change: dict, parts: list[str]) -
     message = refusal({**GOOD, **change})
     for part in parts:
         assert part in message, message
+
+
+def test_negatives_may_be_an_option_of_a_task(world: object) -> None:
+    data = {"task": "objects", "negatives": "adversarial"}
+    assert build({**GOOD, "data": data}).data == data
 
 
 @pytest.mark.parametrize("key", ["analysis", "model", "data"])
@@ -175,11 +181,11 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 def test_model_paths_are_relative_to_the_spec_file_first(spec_file: Path, model_dir: Path) -> None:
     spec = load_spec(spec_file)
-    assert resolve_model_path(spec.model.path, spec.folders) == str(model_dir)
-    assert resolve_model_path("organism:retrieval", spec.folders) == "organism:retrieval"
-    assert resolve_model_path("openai/gpt2", spec.folders) == "openai/gpt2"
+    assert spec.reach.find_model(spec.model.path) == str(model_dir)
+    assert spec.reach.find_model("organism:retrieval") == "organism:retrieval"
+    assert spec.reach.find_model("openai/gpt2") == "openai/gpt2"
     with pytest.raises(InputError, match="does not exist"):
-        resolve_model_path("../models/tyni", spec.folders)
+        spec.reach.find_model("../models/tyni")
 
 
 def test_specs_are_frozen(world: object) -> None:

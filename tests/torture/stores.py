@@ -229,7 +229,7 @@ def machine(folder: Path, seconds: float, seed: int) -> Tally:
         deadline=None,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=tuple(HealthCheck.__members__.values()),
     )
     while not tally.load or time.monotonic() < stop:
         try:

@@ -84,7 +84,7 @@ def show(
 
 def _show_facts(artifact: Artifact, place: Store, stale: list[str]) -> None:
     config, producer = artifact.config, artifact.manifest["producer"]
-    model = producer.get("model") or {}
+    model = artifact.part("producer", "model")
     emit_facts(
         {
             "artifact": artifact.ref,
@@ -96,7 +96,7 @@ def _show_facts(artifact: Artifact, place: Store, stale: list[str]) -> None:
             "model": _model(artifact),
             "model path": model.get("path"),
             "fingerprint": model.get("fingerprint"),
-            "data": _brief(config.get("data") or {}),
+            "data": _brief(artifact.part("config", "data")),
             "seed": config.get("seed"),
             "pulled from": _origin(artifact),
             "made from": ", ".join(parent["ref"] for parent in artifact.manifest["inputs"]),
@@ -104,10 +104,10 @@ def _show_facts(artifact: Artifact, place: Store, stale: list[str]) -> None:
         }
     )
     groups = {
-        "parameters": config.get("params") or {},
+        "parameters": artifact.part("config", "params"),
         "summary": artifact.summary,
         "made by": {key: value for key, value in producer.items() if key not in ("model", "data", "packages")},
-        "packages": producer.get("packages") or {},
+        "packages": artifact.part("producer", "packages"),
         "seconds": artifact.manifest.get("timing") or {},
         "files": {name: f"{entry['size']} bytes" for name, entry in artifact.files().items()},
     }
@@ -201,14 +201,15 @@ def _origin(artifact: Artifact) -> str | None:
     return f"{origin['url']} {origin['ref']}, first made {_when(origin['created'])}" if origin else None
 
 
-def _model(artifact: Artifact) -> str | None:
+def _model(artifact: Artifact) -> Any:
     model = artifact.config.get("model")
     return model.get("path") if isinstance(model, dict) else model
 
 
-def _short(model: str | None) -> str | None:
+def _short(model: Any) -> Any:
     """A directory by its last part; organisms and hub names whole."""
-    return model.rstrip("/").rsplit("/", 1)[-1] if model and model.startswith((".", "/", "~")) else model
+    is_directory = isinstance(model, str) and model.startswith((".", "/", "~"))
+    return model.rstrip("/").rsplit("/", 1)[-1] if is_directory else model
 
 
 def _tags(artifact: Artifact, place: Store) -> list[str]:

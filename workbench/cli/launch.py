@@ -24,14 +24,18 @@ SweepOption = Annotated[
     typer.Option("--sweep", metavar="K=V,V", help="A run per value, e.g. seed=0..4 or model=organism:a,organism:b."),
 ]
 LauncherOption = Annotated[str | None, typer.Option(metavar="NAME", help="local, submitit (SLURM) or ray.")]
-WorkersOption = Annotated[int | None, typer.Option(help="Tasks at once.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads of each worker.")]
-ShardsOption = Annotated[int | None, typer.Option(help="Workers that share every single sweep over heads.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Workers at once; default: one per processor, no limit on a cluster.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads of each worker; default: OMP_NUM_THREADS.")]
+ShardsOption = Annotated[int | None, typer.Option(help="Workers that share each run (sweeps over heads only).")]
 EngineOption = Annotated[
     list[str] | None,
-    typer.Option("--launch-option", metavar="K=V", help="For the engine, e.g. slurm_partition=gpu or address=auto."),
+    typer.Option("--launch-option", metavar="K=V", help="For SLURM or Ray, e.g. slurm_partition=gpu or address=auto."),
 ]
-RetryOption = Annotated[bool, typer.Option("--retry", help="Submit runs again that failed before.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry", help="Submit runs again that failed before; `workbench jobs` lists them.")
+]
 
 _MOST = 12  # rows of the live table
 _EVERY = 0.5  # seconds between redraws

@@ -52,6 +52,7 @@ def _heads(card: dict[str, Any]) -> dict[str, str]:
 def probe(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="organism:NAME, a directory, or a hub name.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="Over several GPUs: balanced, auto or sequential.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     quantize: Annotated[str | None, typer.Option(help="8bit or 4bit.")] = None,
@@ -69,7 +70,7 @@ def probe(
     from workbench.models import load_model
     from workbench.models.capabilities import FLAGS, MEANING
 
-    loaded = load_model(model, device=device, dtype=dtype, revision=revision, quantize=quantize)
+    loaded = load_model(model, device=device, device_map=device_map, dtype=dtype, revision=revision, quantize=quantize)
     facts = loaded.describe()
     if as_json:
         emit_json(facts)

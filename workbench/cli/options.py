@@ -21,3 +21,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="NAME, NAME@v3, NAME@TAG, NAME@sha256:PREFIX or a digest prefix.")
 ]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="DIR", help="A folder a spec may read, beside its own and this one; repeatable."),
+]

@@ -15,8 +15,10 @@ from typing import Any
 
 
 def emit(text: str) -> None:
-    """A line (or lines) on stdout."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """A line (or lines) on stdout; what its encoding does not have is written as an escape."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    line = text if text.endswith("\n") else text + "\n"
+    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def note(text: str) -> None:
@@ -66,9 +68,9 @@ def emit_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, empty:
 def emit_facts(facts: Mapping[str, Any], *, indent: str = "") -> None:
     """`key  value` lines, keys aligned; None is left out."""
     kept = {key: value for key, value in facts.items() if value is not None and value != ""}
-    width = max((len(key) for key in kept), default=0)
+    width = max((len(shown(key)) for key in kept), default=0)
     for key, value in kept.items():
-        emit(f"{indent}{key.ljust(width)}  {shown(value)}")
+        emit(f"{indent}{shown(key).ljust(width)}  {shown(value)}")
 
 
 def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +88,7 @@ def heading(text: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value in one line, numbers to four significant digits."""
+    """A value in one line, numbers to four significant digits; nothing in it commands the terminal."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -94,10 +96,13 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4g}"
     if isinstance(value, (list, tuple)):  # lists in a list, such as (layer, head) pairs, keep their brackets
-        return ", ".join(f"({shown(item)})" if isinstance(item, (list, tuple)) else shown(item) for item in value) or "-"
+        return (
+            ", ".join(f"({shown(item)})" if isinstance(item, (list, tuple)) else shown(item) for item in value) or "-"
+        )
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={shown(item)}" for key, item in value.items())
-    return " ".join(str(value).split())
+        return ", ".join(f"{shown(key)}={shown(item)}" for key, item in value.items())
+    line = " ".join(str(value).split())
+    return line if line.isprintable() else "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
 
 
 def bold(text: str) -> str:

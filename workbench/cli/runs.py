@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli import launch
-from workbench.cli.options import DebugOption, JsonOption, RefArgument, StoreOption
+from workbench.cli.options import AllowOption, DebugOption, JsonOption, RefArgument, StoreOption
 from workbench.cli.output import emit, emit_facts, emit_json, emit_table, note
 
 
@@ -33,6 +33,7 @@ def run(
     shards: launch.ShardsOption = None,
     options: launch.EngineOption = None,
     retry: launch.RetryOption = False,
+    allow: AllowOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
     _debug: DebugOption = False,
@@ -45,7 +46,7 @@ def run(
 
     given = launch.given(launcher=launcher, workers=workers, threads=threads, shards=shards, options=options)
     # All are validated before the first is run: an error in the last must not cost the hours of the first.
-    asked = read(specs, overrides=assignments or (), sweeps=sweeps or (), launch=given)
+    asked = read(specs, overrides=assignments or (), sweeps=sweeps or (), launch=given, allow=allow or ())
     place = Store(store)
     if asked.launch is not None:
         return launch.run(asked, place, retry=retry, force=force, device=device, as_json=as_json)
@@ -73,6 +74,7 @@ def rerun(
     model: Annotated[str | None, typer.Option(help="Where the model is now, if it moved.")] = None,
     device: Annotated[str | None, typer.Option(help="Instead of the recorded device.")] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the recomputation as the next version.")] = False,
+    allow: AllowOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
     _debug: DebugOption = False,
@@ -85,7 +87,14 @@ def rerun(
     required = required_level(require)
     with _stdout_to_stderr():
         found = recompute(
-            ref, store=store, model=model, device=device, tolerance=Tolerance(rtol=rtol, atol=atol), save=save, say=note
+            ref,
+            store=store,
+            model=model,
+            device=device,
+            tolerance=Tolerance(rtol=rtol, atol=atol),
+            save=save,
+            allow=allow or (),
+            say=note,
         )
     confirmed = found.confirms(required)
     if as_json:

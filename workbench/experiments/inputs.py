@@ -1,8 +1,8 @@
 """Make a spec self-contained: files it names become part of it, so that an artifact can be rerun from itself alone.
 
 Samples, pairs, prompts, needles and a task's words are inlined as data; a haystack, which may be a book, becomes a text
-file of its own that is stored beside the results. Paths are looked for in the spec file's folder first, then in the
-current directory. It knows which keys of `data:` name files, and nothing of what is in them.
+file of its own that is stored beside the results. Where paths are looked for and may lead is decided in `paths`. This
+module knows which keys of `data:` name files, and nothing of what is in them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from workbench.errors import InputError
+from workbench.experiments.paths import Reach
 from workbench.experiments.spec import Spec
 from workbench.tasks import checks, circuits, pope
 from workbench.tasks.prompts import is_prompts, read_prompts
@@ -56,53 +57,77 @@ def gather(spec: Spec) -> Inputs:
     """Read every file that `spec.data` names.
 
     Raises:
-        InputError: a file does not exist or cannot be read; the message names the key.
+        InputError: a file does not exist, cannot be read, or lies where the spec may not read; the message names the
+            key.
     """
-    data = dict(spec.data)
-    if isinstance(data.get("tasks"), Mapping):
-        return Inputs({**data, "tasks": {name: _block(block, spec) for name, block in data["tasks"].items()}})
-    if isinstance(data.get("file"), str) and "images" in data:
-        path = _find(data.pop("file"), spec, "data.file")
-        data = {"samples": list(_rows(path, "questions file")), "name": path.stem, **data}
-    if pope.is_images(data):
-        return Inputs(_with_image_paths(data, spec))
+    return _gathered(dict(spec.data), spec.reach, "data")
+
+
+def _gathered(data: dict[str, Any], reach: Reach, at: str) -> Inputs:
+    """`data` is the block at the dotted key `at`, and is changed."""
+    if isinstance(data.get("tasks"), Mapping):  # of pairs alone, so there is no haystack to store beside them
+        blocks = {
+            name: _gathered(dict(block), reach, f"{at}.tasks.{name}").data if isinstance(block, Mapping) else block
+            for name, block in data["tasks"].items()
+        }
+        return Inputs({**data, "tasks": blocks})
+    if isinstance(data.get("file"), str) and "corrupted_file" not in data:
+        path = reach.find(data["file"], f"{at}.file")
+        if pope.is_images({**data, "file": path}):
+            del data["file"]
+            rows = list(_rows(path, "questions file"))
+            return Inputs(_with_images({"samples": rows, "name": path.stem, **data}, reach, at, beside=path.parent))
+    elif pope.is_images(data):
+        return Inputs(_with_images(data, reach, at))
     if isinstance(data.get("files"), str):
-        data["files"] = circuits.mib_words(_find(data["files"], spec, "data.files"))
+        folder = reach.find(data["files"], f"{at}.files")
+        reach.guard_folder(folder, f"{at}.files")
+        data["files"] = circuits.mib_words(folder)
     if "corrupted_file" in data:
-        path, other = (_find(_path(data, key), spec, f"data.{key}") for key in ("file", "corrupted_file"))
+        path, other = (reach.find(_path(data, key), f"{at}.{key}") for key in ("file", "corrupted_file"))
         data["pairs"] = circuits.colored_pairs(path, other, n=data.pop("n", None))
         data.setdefault("name", path.stem)
     if isinstance(data.get("file"), str):
-        path = _find(data.pop("file"), spec, "data.file")
+        path = reach.find(data.pop("file"), f"{at}.file")
         data |= _explicit(path, prompts="benign_file" in data)
         data.setdefault("name", path.stem)
     if isinstance(data.get("benign_file"), str):
-        path = _find(data.pop("benign_file"), spec, "data.benign_file")
+        path = reach.find(data.pop("benign_file"), f"{at}.benign_file")
         data["benign"] = read_prompts(path, what="benign prompts file")
     if isinstance(data.get("needles"), str):
-        data["needles"] = list(_rows(_find(data["needles"], spec, "data.needles"), "needles file"))
+        data["needles"] = list(_rows(reach.find(data["needles"], f"{at}.needles"), "needles file"))
     if isinstance(data.get("haystack"), str):
-        _, text = checks.text_file(_find(data["haystack"], spec, "data.haystack"), what="haystack file")
+        _, text = checks.text_file(reach.find(data["haystack"], f"{at}.haystack"), what="haystack file")
         data["haystack"] = HAYSTACK
         return Inputs(data, {HAYSTACK: text})
     return Inputs(data)
 
 
-def _block(block: Any, spec: Spec) -> Any:
-    """The data block of one of several tasks, with its files inlined; pairs have no haystack to store beside them."""
-    return gather(spec.model_copy(update={"data": block})).data if isinstance(block, Mapping) else block
+def _with_images(data: dict[str, Any], reach: Reach, at: str, *, beside: Path | None = None) -> dict[str, Any]:
+    """Images stay where they are: their folder, or the paths of the rows, made absolute.
 
-
-def _with_image_paths(data: dict[str, Any], spec: Spec) -> dict[str, Any]:
-    """Images stay where they are: their folder, or the paths of the rows, made absolute."""
+    `beside` is the folder of the file that the rows came from.
+    """
+    if data.get("images", "") is None:  # as good as not there
+        del data["images"]
     if isinstance(data.get("images"), str):
-        return {**data, "images": str(_find(data["images"], spec, "data.images").absolute())}
-    rows = [
-        {**row, "image": str(_find(row["image"], spec, f"data.samples.{i}.image").absolute())}
-        if isinstance(row, Mapping) and isinstance(row.get("image"), str)
-        else row
-        for i, row in enumerate(data["samples"])
-    ]
+        beside = reach.find(data["images"], f"{at}.images").absolute()
+        data = {**data, "images": str(beside)}
+    elif "images" in data:
+        return data  # no folder: refused where the pictures are read
+    elif beside is not None:
+        data = {**data, "images": str(beside)}
+    if not isinstance(data.get("samples"), list):
+        return data
+    rows = []
+    for i, row in enumerate(data["samples"]):
+        key = f"{at}.samples.{i}.image"
+        if isinstance(row, Mapping) and isinstance(row.get("image"), str):
+            if beside is None:
+                row = {**row, "image": str(reach.find(row["image"], key).absolute())}
+            else:
+                reach.guard_inside(beside, row["image"], key)
+        rows.append(row)
     return {**data, "samples": rows}
 
 
@@ -127,12 +152,3 @@ def _path(data: dict[str, Any], key: str) -> str:
     if not isinstance(path, str):
         raise InputError(f"data.{key} is the name of a file, not {path!r}; name both files, clean and corrupted.")
     return path
-
-
-def _find(name: str, spec: Spec, key: str) -> Path:
-    given = Path(name).expanduser()
-    for folder in spec.folders:
-        if (folder / given).exists():
-            return folder / given
-    tried = " or ".join(str(folder) for folder in spec.folders)
-    raise InputError(f"{spec.source or 'spec'}: {key}: there is no file {name!r} in {tried}; correct the path.")

@@ -8,12 +8,14 @@ results and the store.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
 from workbench.experiments import identity
 from workbench.experiments.inputs import gather
+from workbench.experiments.paths import PathRefused, Reach
 from workbench.experiments.spec import Spec, build
 from workbench.export import withhold
 from workbench.store import Artifact, Store, refs
@@ -102,8 +104,12 @@ def without_recipe(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "recipe"}
 
 
-def spec_of(artifact: Artifact) -> Spec:
+def spec_of(artifact: Artifact, *, allow: Iterable[str | Path] = (), typed: Iterable[str] = ()) -> Spec:
     """The spec that made an artifact, its relative paths looked for among the artifact's own files.
+
+    Args:
+        allow: folders that its paths may lead to, beside the artifact's and the current one.
+        typed: keys whose values the user gives himself.
 
     Raises:
         InputError: the artifact is not of an experiment, or its spec is of another version of the workbench.
@@ -112,7 +118,9 @@ def spec_of(artifact: Artifact) -> Spec:
     if "analysis" not in config:
         raise InputError(f"{artifact.ref} holds no experiment (its config has no `analysis`), so it has no rerun.")
     try:
-        return build(config, source=artifact.folder / "MANIFEST.json")
+        return build(config, reach=Reach.of(artifact.folder / "MANIFEST.json", allow=allow).typing(typed))
+    except PathRefused:
+        raise
     except InputError as error:
         raise InputError(f"{artifact.ref} was made from a spec that is no longer valid: {error}") from error
 

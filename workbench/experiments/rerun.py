@@ -8,6 +8,7 @@ only on request. It knows no formulas.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,6 +79,7 @@ def rerun(
     device: str | None = None,
     tolerance: Tolerance | None = None,
     save: bool = False,
+    allow: Iterable[str | Path] = (),
     say: Say | None = None,
 ) -> Rerun:
     """Recompute the artifact `ref` and compare.
@@ -87,17 +89,18 @@ def rerun(
         device: instead of the recorded one.
         tolerance: when numbers are close and ranks stable.
         save: also keep the recomputation, as the next version.
+        allow: folders that the recorded paths (model, images) may lead to, beside the artifact's and the current one.
     """
     place = store if isinstance(store, Store) else Store(store)
     artifact = place[ref] if isinstance(ref, str) else ref
     made_by = artifact.manifest.get("producer") or {}
-    spec = record.spec_of(artifact)
-    where = model or _recorded_path(made_by.get("model") or {}, spec.model.path)
+    spec = record.spec_of(artifact, allow=allow, typed=["model.path"] if model else ())
+    model_then = artifact.part("producer", "model")
+    where = model or _recorded_path(model_then, spec.model.path)
     ready = prepare(spec, device=device, model_path=where)
-    model_then = made_by.get("model") or {}
     then = str(model_then.get("fingerprint", ""))
     reconfigured = model_then.get("configuration", ready.configuration) != ready.configuration
-    packages = _changed(made_by.get("packages") or {}, identity.package_versions())
+    packages = _changed(artifact.part("producer", "packages"), identity.package_versions())
     facts: dict[str, Any] = {
         "artifact": artifact,
         "fingerprints": (then, ready.fingerprint),

@@ -19,7 +19,7 @@ from workbench import analyses
 from workbench.errors import InputError
 from workbench.experiments import identity, record
 from workbench.experiments.inputs import Inputs, gather
-from workbench.experiments.spec import Override, Spec, build, load_spec, resolve_model_path
+from workbench.experiments.spec import Override, Spec, build, load_spec
 from workbench.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def run(
     force: bool = False,
     device: str | None = None,
     overrides: Iterable[str] | Mapping[str, Any] = (),
+    allow: Iterable[str | Path] = (),
     progress: bool = True,
 ) -> Artifact:
     """Run an experiment, or find it already done.
@@ -67,12 +68,13 @@ def run(
         force: compute again and make a new version even if this very run is stored.
         device: instead of the spec's `model.device`.
         overrides: `["params.max_new_tokens=8"]` or `{"params.max_new_tokens": 8}`.
+        allow: folders that a spec file's paths may lead to, beside its own folder and the current directory.
         progress: say what happens on stderr, where somebody is watching.
 
     Returns:
         The artifact; `artifact.table("heads")`, or `wb.HeadTable.from_parquet(artifact.path("heads.parquet"))`.
     """
-    ready = as_spec(spec, overrides=overrides)
+    ready = as_spec(spec, overrides=overrides, allow=allow)
     say = record.tell if progress else _silent
     place = store if isinstance(store, Store) else Store(store)
     outcome = execute(ready, store=place, force=force, device=device, say=say)
@@ -81,13 +83,18 @@ def run(
     return outcome.artifact
 
 
-def as_spec(spec: Spec | str | Path | Mapping[str, Any], *, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Spec:
+def as_spec(
+    spec: Spec | str | Path | Mapping[str, Any],
+    *,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    allow: Iterable[str | Path] = (),
+) -> Spec:
     """Whatever names an experiment, as a validated `Spec`."""
     changes: list[Override] = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
     if isinstance(spec, (str, Path)):
-        return load_spec(spec, overrides=changes)
+        return load_spec(spec, overrides=changes, allow=allow)
     if isinstance(spec, Spec):
-        return build(spec.config(), source=spec.source, overrides=changes) if changes else spec
+        return build(spec.config(), overrides=changes, reach=spec.reach.allowing(allow)) if changes or allow else spec
     if isinstance(spec, Mapping):
         return build(spec, overrides=changes)
     raise InputError(f"A spec is a file name, a Spec or a dict of its keys, not {type(spec).__name__}.")
@@ -127,22 +134,24 @@ def prepare(
     """Find and hash everything the spec refers to, without loading the model.
 
     `model_path` is where the model is to be found, if not where the spec says; the spec keeps the name it was given.
+    Either may only lead where the spec's paths may.
     `fingerprints` remembers those of model directories between the runs of a sweep.
     """
     from workbench.models import fingerprint_directory
     from workbench.models.source import resolve
 
     if device is not None:
-        spec = build({**spec.config(), "model": {**spec.config()["model"], "device": device}}, source=spec.source)
+        instead = {**spec.config()["model"], "device": device, "device_map": None}
+        spec = build({**spec.config(), "model": instead}, reach=spec.reach)
     inputs = gather(spec)
-    model_path = resolve_model_path(model_path or spec.model.path, spec.folders)
+    model_path = spec.reach.find_model(model_path or spec.model.path)
     directory = resolve(model_path, revision=spec.model.revision).path
     known = {} if fingerprints is None else fingerprints
     if directory not in known:
         known[directory] = fingerprint_directory(directory)
     fingerprint = known[directory]
     configuration = identity.configuration_digest(directory)
-    kind = identity.device_kind(spec.model.device)
+    kind = identity.device_kind("cuda" if spec.model.device_map else spec.model.device)
     key = identity.run_key(
         spec, data=inputs.identity(), fingerprint=fingerprint, configuration=configuration, device=kind
     )
@@ -162,6 +171,7 @@ def compute(ready: Prepared, *, say: Say | None = None) -> Result:
     model = load_model(
         ready.model_path,
         device=spec.model.device,
+        device_map=spec.model.device_map,
         dtype=spec.model.dtype,
         revision=spec.model.revision,
         attn=spec.model.attn,

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from workbench import analyses, tasks
 from workbench.errors import InputError, did_you_mean
+from workbench.experiments.paths import Reach
 from workbench.experiments.yaml_input import parse_assignment, read_documents
+from workbench.models.placement import checked_map
 from workbench.store import refs
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
@@ -58,6 +60,7 @@ class ModelSpec(BaseModel):
     path: Annotated[str, Field(min_length=1)]
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    device_map: str | dict[str, int | str] | None = None
     revision: str | None = None
     attn: str | None = None
     quantize: Literal["8bit", "4bit"] | None = None
@@ -67,6 +70,16 @@ class ModelSpec(BaseModel):
     def _known_device(cls, value: str) -> str:
         if not _DEVICE.fullmatch(value):
             raise _Refused(f"{value!r} is not a device; give auto, cpu, cuda, cuda:N or mps")
+        return value
+
+    @field_validator("device_map")
+    @classmethod
+    def _over_gpus(cls, value: Any, info: Any) -> Any:
+        if value is not None:
+            try:
+                checked_map(value, info.data.get("device", "auto"))
+            except InputError as error:
+                raise _Refused(str(error)) from error
         return value
 
 
@@ -86,7 +99,7 @@ class Spec(BaseModel):
     params: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
-    _source: Path | None = PrivateAttr(default=None)
+    _reach: Reach = PrivateAttr(default=Reach())
 
     @field_validator("name")
     @classmethod
@@ -130,29 +143,38 @@ class Spec(BaseModel):
             raise _Refused(sentence, key=key, named=True) from error
 
     @property
-    def folders(self) -> tuple[Path, ...]:
-        """Where relative paths are looked for: the spec file's folder first, then the current directory."""
-        here = Path.cwd()
-        return (self._source.parent, here) if self._source is not None else (here,)
+    def reach(self) -> Reach:
+        """Where its paths are looked for and may lead."""
+        return self._reach
 
     @property
     def source(self) -> Path | None:
         """The file it was read from, if any."""
-        return self._source
+        return self._reach.source
 
     def config(self) -> dict[str, Any]:
         """The JSON-able form that a manifest records: exactly the keys of a spec file."""
         return self.model_dump(mode="json")
 
 
-def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: Iterable[Override] = ()) -> Spec:
+def build(
+    values: Mapping[str, Any],
+    *,
+    source: Path | None = None,
+    overrides: Iterable[Override] = (),
+    reach: Reach | None = None,
+) -> Spec:
     """Validate `values` (the keys of a spec file) with `overrides` applied: `"params.max_new_tokens=8"`, as `--set` has
     it, or `("params.max_new_tokens", 8)`.
+
+    Args:
+        reach: where its paths may lead; default: where those of the spec file `source` may.
 
     Raises:
         InputError: one sentence naming where the value came from, its dotted key, the value and the remedy.
     """
-    origin = str(source) if source is not None else "spec"
+    reach = Reach.of(source) if reach is None else reach
+    origin = str(source or reach.source or "spec")
     tree = _plain(values)
     assigned: dict[str, str] = {}
     for override in overrides:
@@ -161,6 +183,9 @@ def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: I
         _assign(tree, key, value, assigned[key])
     if not tree.get("name") and isinstance(tree.get("analysis"), str):
         tree["name"] = _default_name(tree, source)
+    reach = reach.typing(assigned)
+    if tree.get("analysis") in analyses.names() and isinstance(tree.get("params"), Mapping):
+        reach.guard_params(analyses.get(tree["analysis"]).params_type, tree["params"])  # validating reads the files
     try:
         spec = Spec.model_validate(tree)
     except ValidationError as error:
@@ -168,15 +193,19 @@ def build(values: Mapping[str, Any], *, source: Path | None = None, overrides: I
         culprit = next((a for path, a in assigned.items() if key == path or key.startswith(path + ".")), None)
         where = f"--set {culprit}" if culprit else origin
         raise InputError(f"{where}: {sentence}") from error
-    if source is not None:
-        spec._source = Path(source).resolve()
+    spec._reach = reach
     return spec
 
 
-def load_specs(path: str | Path, *, overrides: Iterable[Override] = ()) -> list[Spec]:
-    """Every experiment in the YAML file (one, or several separated by `---`), in order."""
+def load_specs(path: str | Path, *, overrides: Iterable[Override] = (), allow: Iterable[str | Path] = ()) -> list[Spec]:
+    """Every experiment in the YAML file (one, or several separated by `---`), in order.
+
+    Args:
+        allow: folders that its paths may lead to, beside its own and the current one.
+    """
     source = Path(path)
     documents = read_documents(source)
+    reach = Reach.of(source, allow=allow)
     overrides = tuple(overrides)
     specs = []
     for index, document in enumerate(documents, start=1):
@@ -186,37 +215,20 @@ def load_specs(path: str | Path, *, overrides: Iterable[Override] = ()) -> list[
             )
         if beside := next((key for key in ("sweep", "launch") if key in document), None):
             raise InputError(f"{source}: {beside} is for the command line; run it with `workbench run {source}`.")
-        spec = build(document, source=source, overrides=overrides)
+        spec = build(document, source=source, overrides=overrides, reach=reach)
         if len(documents) > 1 and not document.get("name"):
-            spec = build({**document, "name": f"{spec.name}-{index}"}, source=source, overrides=overrides)
+            numbered = {**document, "name": f"{spec.name}-{index}"}
+            spec = build(numbered, source=source, overrides=overrides, reach=reach)
         specs.append(spec)
     return specs
 
 
-def load_spec(path: str | Path, *, overrides: Iterable[Override] = ()) -> Spec:
+def load_spec(path: str | Path, *, overrides: Iterable[Override] = (), allow: Iterable[str | Path] = ()) -> Spec:
     """The one experiment in the YAML file."""
-    specs = load_specs(path, overrides=overrides)
+    specs = load_specs(path, overrides=overrides, allow=allow)
     if len(specs) != 1:
         raise InputError(f"{path}: holds {len(specs)} specs where one is wanted; run it with `workbench run {path}`.")
     return specs[0]
-
-
-def resolve_model_path(path: str, folders: Sequence[Path]) -> str:
-    """`path` as `load_model` should get it: a directory made absolute, anything else (organism, hub name) unchanged.
-
-    Raises:
-        InputError: `path` can only be a directory, and is none.
-    """
-    if path.startswith("organism:"):
-        return path
-    given = Path(path).expanduser()
-    for folder in folders:
-        if (folder / given).is_dir():
-            return str((folder / given).resolve())
-    if given.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
-        tried = ", ".join(str(folder) for folder in folders)
-        raise InputError(f"The model directory {path!r} does not exist (looked from {tried}); correct `model.path`.")
-    return path
 
 
 def _default_name(tree: Mapping[str, Any], source: Path | None) -> str:
@@ -276,7 +288,8 @@ def _list_item(node: Any, step: str, at: str, assignment: str) -> Any:
 
 
 def _check_data(data: Mapping[str, Any]) -> None:
-    present = [group for group in DATA_SOURCES if any(key in data for key in group)]
+    keys = set(data) - ({"negatives"} if "task" in data else set())  # of a task they are an option: `task: objects`
+    present = [group for group in DATA_SOURCES if keys.intersection(group)]
     options = "task, file, " + ", ".join("/".join(group) for group in DATA_SOURCES[2:])
     if not present:
         wrong = next((key for key in data if did_you_mean(key, ("task", *_EXPLICIT_KEYS))), None)

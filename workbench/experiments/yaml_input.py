@@ -70,14 +70,14 @@ def read_documents(path: Path) -> list[Any]:
 def parse_assignment(assignment: str) -> tuple[str, Any]:
     """`"params.max_new_tokens=8"` as (dotted key, YAML-typed value)."""
     key, equals, text = assignment.partition("=")
-    key = key.strip()
+    key, origin = key.strip(), f"--set {' '.join(assignment.split())}"
     if not equals or not key or any(not step for step in key.split(".")):
-        raise InputError(f"--set {assignment}: write it as key=value, for example params.max_new_tokens=8.")
-    values = _parse(text, f"--set {assignment}")
+        raise InputError(f"{origin}: write it as key=value, for example params.max_new_tokens=8.")
+    values = _parse(text, origin)
     if len(values) > 1:
-        raise InputError(f"--set {assignment}: holds more than one value.")
+        raise InputError(f"{origin}: holds more than one value.")
     value = values[0] if values else None
-    _check_plain(value, f"--set {assignment}")
+    _check_plain(value, origin)
     return key, value
 
 

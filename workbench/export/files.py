@@ -24,11 +24,13 @@ def write(path: str | Path, content: bytes) -> None:
     """Replace `path` by `content` in one step, making its folder if need be.
 
     Raises:
-        InputError: the path is a folder, or cannot be written.
+        InputError: the path is a folder or lies in an artifact, or cannot be written.
     """
     target = Path(path)
     if target.is_dir():
         raise InputError(f"{str(path)!r} is a folder; give the name of a file in it.")
+    if (target.parent / "MANIFEST.json").is_file():
+        raise InputError(f"{str(path)!r} lies in an artifact, and those never change; choose another place.")
     scratch = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -88,6 +88,8 @@ class _Tables(HTMLParser):
         self._inside = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        if tag in ("thead", "tr"):  # whether or not the last cell was closed
+            self._inside = False
         if tag == "thead":
             self.rows = []
         elif tag == "tr":

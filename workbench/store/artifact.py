@@ -86,6 +86,13 @@ class Artifact:
         """Where it was pulled from, ``{"url", "ref", "manifest", "created"}``; None when it was made here."""
         return self.manifest.get("origin")
 
+    def part(self, *keys: str) -> dict[str, Any]:
+        """The mapping below these keys of the manifest; empty where there is none, or something else."""
+        found: Any = self.manifest
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
+
     def files(self) -> dict[str, dict[str, Any]]:
         """File name -> ``{"sha256", "size"}``."""
         return {} if self.removed else dict(self.manifest["files"])

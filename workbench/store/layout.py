@@ -52,7 +52,7 @@ def check_format(root: Path) -> None:
         raise StoreError(f"The store path {str(root)!r} is a file; name a folder.") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk.") from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CorruptArtifact(
             f"{path} is damaged: delete it (it holds nothing unique and is written anew), then run "
             "`workbench fsck --repair`."

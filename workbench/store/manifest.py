@@ -35,6 +35,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "digest": (str, type(None)),
     "run_key": (str, type(None)),
 }
+# Keys that a page may lack, and what those of a mapping must hold.
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "summary": (),
+    "timing": (),
+    "removed": ("why", "at"),
+    "origin": ("url", "ref", "manifest", "created"),
+}
 
 
 def now() -> str:
@@ -170,8 +177,8 @@ def dump(manifest: Mapping[str, Any]) -> bytes:
 def parse(data: bytes, where: str) -> Manifest:
     """Read MANIFEST.json, or raise CorruptArtifact naming ``where`` (StoreError for a newer format)."""
     try:
-        manifest = json.loads(data)
-    except ValueError:
+        manifest = json.loads(data, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError):
         raise _damaged(where, "is not JSON") from None
     if not isinstance(manifest, dict):
         raise _damaged(where, "is not a JSON object")
@@ -187,10 +194,24 @@ def parse(data: bytes, where: str) -> Manifest:
     return manifest
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is no number that JSON was written with")
+    return value
+
+
 def _check_shape(manifest: Manifest, where: str) -> None:
     for key, kind in _TYPES.items():
         if not isinstance(manifest.get(key), kind) or (kind is not str and key not in manifest):
             raise _damaged(where, f"has no usable {key!r}")
+    for key, within in _OPTIONAL.items():
+        held = manifest.get(key)
+        if held is not None and not (isinstance(held, dict) and all(isinstance(held.get(k), str) for k in within)):
+            raise _damaged(where, f"has an unusable {key!r}")
     digest = manifest["digest"]
     if not (manifest.get("removed") if digest is None else _DIGEST.fullmatch(digest)):
         raise _damaged(where, "has no usable 'digest'")
@@ -203,6 +224,8 @@ def _check_shape(manifest: Manifest, where: str) -> None:
             raise _damaged(where, f"has an unusable entry for file {name!r}")
         if not refs.is_payload(name):
             raise _damaged(where, f"names the file {name!r}, which is not inside its folder")
+    if len({name.lower() for name in manifest["files"]}) < len(manifest["files"]):
+        raise _damaged(where, "names two files that are one where case does not count")
 
 
 def _damaged(where: str, what: str) -> CorruptArtifact:

@@ -153,7 +153,12 @@ def read_table(source: Path | bytes, *, columns: list[str] | None = None) -> pa.
 def metadata_of(table: pa.Table) -> dict[str, Any]:
     """The metadata given to ``write_table``; empty if none was."""
     raw = (table.schema.metadata or {}).get(METADATA_KEY)
-    return json.loads(raw) if raw else {}
+    try:
+        return json.loads(raw) if raw else {}
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"The metadata of this table, under {METADATA_KEY.decode()!r}, is not JSON; read its columns alone."
+        ) from None
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -226,5 +231,5 @@ def read_json(data: bytes) -> Any:
     """Parse JSON bytes; raises Unreadable on damaged ones."""
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(str(error)) from error

@@ -72,6 +72,15 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def is_tag(tag: str) -> bool:
+    """True when ``tag`` can be a tag."""
+    try:
+        check_tag(tag)
+    except InputError:
+        return False
+    return True
+
+
 def is_payload(name: object) -> bool:
     """True when ``name`` is a plain file name that stays inside its version folder."""
     return isinstance(name, str) and bool(_PART.fullmatch(name)) and name.lower() != MANIFEST.lower()

@@ -101,7 +101,7 @@ class RemoteTree:
             if path in self._known and refs.is_name(match[1]):
                 found.claims[match[1]][number] = self._known[path].decode().strip()
         for path, match in tags.items():
-            if is_hash(read.get(path, b"")) and refs.is_payload(match[2]):  # no half-written ".x.part"
+            if is_hash(read.get(path, b"")) and refs.is_tag(match[2]):  # no half-written ".x.part"
                 found.tags[match[1]][match[2]] = read[path].decode().strip()
         return found
 
@@ -112,7 +112,7 @@ class RemoteTree:
             return False  # nothing, or half of it: a push that was cut off where a put is not atomic
         try:
             said = json.loads(page)["format"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             said = None
         if said == manifest.FORMAT:
             raise StoreError(

@@ -80,7 +80,8 @@ def check_columns(columns: Mapping[str, Any], *, higher_is_more: bool, sort: boo
     given = {name: np.asarray(values) for name, values in columns.items()}
     for required in ("layer", "score"):
         if required not in given:
-            raise InputError(f"A head table needs a {required!r} column; it has {', '.join(given) or 'none'}.")
+            held = " ".join(", ".join(given).split())
+            raise InputError(f"A head table needs a {required!r} column; it has {held or 'none'}.")
     if "head" not in given and "kv_group" not in given:
         raise InputError("A head table needs a 'head' column (or 'kv_group' alone, for rows that are kv groups).")
     n_rows = given["score"].shape[0] if given["score"].ndim else 0

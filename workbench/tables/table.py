@@ -324,6 +324,11 @@ class HeadTable(HandOver):
         """
         return compare(self, other, rule=rule, allow_basis_mismatch=allow_basis_mismatch)
 
+    def with_q(self) -> HeadTable:
+        """The same with the column `q`: Benjamini-Hochberg over the p of all rows; NaN where nothing was tested."""
+        columns = {**self.columns, "q": stats.benjamini_hochberg(self["null_p"])}
+        return HeadTable(columns, self.meta, shape=self.shape)
+
     def by_kv_group(self, how: Literal["max", "mean"] = "max") -> HeadTable:
         """One row per kv group: the best ("max", in the direction of `higher_is_more`) or mean score of its ok heads.
 
