@@ -12,6 +12,7 @@ import pytest
 
 from tests.report.browser import Tab, browser
 from workbench.export import withhold
+from workbench.plots.tokens import COLUMNS
 from workbench.store import Artifact, Store
 from workbench.tables import HeadTable
 
@@ -22,6 +23,18 @@ SECRET = "the answer that must not travel"
 def heads(score: Any, **options: Any) -> HeadTable:
     facts = {"analysis": "test", "metric": "effect", "unit": "logits", "model": "tiny", "fingerprint": "sha256:aa"}
     return HeadTable.from_scores(score, **{"n_kv_heads": None, **facts, **options})
+
+
+def attention() -> pd.DataFrame:
+    """Two tokens of the worst kind and a picture of four patches, seen by two heads."""
+    places, tokens = [(-1, -1), (0, 0), (0, 1), (1, 0), (1, 1), (-1, -1)], [EVIL, "", "", "", "", " #ffffff"]
+    weights = {(3, 7): [0.1, 0.0, 0.5, 0.1, 0.1, 0.2], (0, 2): [0.9, 0.0, 0.0, 0.0, 0.0, 0.1]}
+    rows = [
+        (0, EVIL, *head, 0, "", key, tokens[key], *places[key], weight)
+        for head, row in weights.items()
+        for key, weight in enumerate(row)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def keep(store: Store, name: str, table: HeadTable | None, tables: Any = None, **options: Any) -> Artifact:
@@ -42,7 +55,10 @@ def keep(store: Store, name: str, table: HeadTable | None, tables: Any = None, *
         "model": {"name": "tiny", "fingerprint": "sha256:aa", "n_layers": 4, "n_heads": 8},
         **options.pop("producer", {}),
     }
+    arrays = options.pop("arrays", None)
     with store.stage(name, config=config, producer=made_by, **options) as out:
+        if arrays:
+            out.tensors("arrays", arrays)
         if table is not None:
             out.table("heads", table.to_arrow())
         for key, frame in (tables or {}).items():
@@ -88,6 +104,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Store:
         summary={"status": f"no better than {EVIL}", "notes": [EVIL]},
     )
     keep(store, "bare", None, {"verdicts": pd.DataFrame({"verdict": ["pass", "miss"]})}, summary={"misses": ["x on y"]})
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    arrays = {"attention_picture_0": picture, "per_example": np.zeros((1, 4, 8), dtype=np.float32)}
+    keep(store, "seen", heads(score), {"attention": attention()}, arrays=arrays)
     return store
 
 
@@ -97,7 +116,9 @@ def page(place: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from workbench.report.make import report
 
     return report(
-        "good", "turned", "noisy", "nasty", "bare", path=tmp_path_factory.mktemp("page") / "r.html", store=place
+        *("good", "turned", "noisy", "nasty", "bare", "seen"),
+        path=tmp_path_factory.mktemp("page") / "r.html",
+        store=place,
     )
 
 

@@ -58,6 +58,23 @@ def test_text_of_models_and_prompts_stays_text(tab: Tab, page: Path) -> None:
     assert EVIL in cells and "#ffffff" in cells
 
 
+def test_attention_lies_on_tokens_and_on_the_picture_in_both_themes(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    patches = "document.querySelectorAll('main [role=img] > i')"
+    assert tab.js(f"{patches}.length") == 8
+    under = tab.js(f"getComputedStyle({patches}[0].parentNode).backgroundImage")
+    assert under.startswith('url("data:image/png;base64,')
+    heavy = tab.js(f"getComputedStyle({patches}[1]).backgroundColor")
+    assert heavy.startswith("rgba(213, 94, 0, 0.698") and tab.js(f"{patches}[1].getBoundingClientRect().width") == 100
+    ink = "getComputedStyle([...document.querySelectorAll('main span[title]')].at(-1)).color"
+    seen = set()
+    for name in ("light", "dark"):
+        tab.js(f"document.documentElement.dataset.theme = {name!r}")
+        seen.add(tab.js(ink))
+    assert len(seen) == 2, "the text is the page's"
+    assert tab.errors == []
+
+
 def test_the_policy_forbids_the_network_and_foreign_scripts(tab: Tab, page: Path) -> None:
     tab.open(page)
     assert tab.js("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')") == "refused"

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import workbench as wb
-from tests.report.conftest import EVIL, SECRET, heads, keep
+from tests.report.conftest import EVIL, SECRET, attention, heads, keep
 from workbench.errors import InputError, NotFound
 from workbench.export.frame import Frame
 from workbench.report import comparison, facts, figures, grids
@@ -39,6 +39,30 @@ def blocks(page: str) -> dict[str, Any]:
     found = re.findall(r'<script type="application/(\w+)" id="([\w-]+)">(.*?)</script>', page, re.DOTALL)
     unpacked = {"json": str, "deflate": lambda text: zlib.decompress(base64.b64decode(text)).decode()}
     return {key: json.loads(unpacked[kind](text)) for kind, key, text in found}
+
+
+# ---- what the best heads look at
+
+
+def test_kept_attention_is_shown_and_a_result_without_it_has_no_such_section(place: Store) -> None:
+    page = html([place["seen"]], place)
+    section = page[page.index("What the best heads look at") : page.index("<h3>Tables</h3>")]
+    assert section.count("</i>") == 8 and section.count("data:image/png;base64,") == 1
+    assert "70.0% on the image" in section and "L3 H7" in section and EVIL not in section
+    assert "What the best heads look at" not in html([place["good"]], place)
+
+
+def test_attention_that_was_kept_of_nothing_is_said(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s", durable=False)
+    keep(store, "none", heads([[1.0]]), {"attention": attention().iloc[:0]})
+    assert "Not drawn: The table of attention has no rows" in html([store["none"]], store)
+
+
+def test_attention_gives_way_where_the_file_would_be_too_large(place: Store, monkeypatch) -> None:
+    whole = html([place["seen"]], place)
+    monkeypatch.setattr(pages, "LIMIT", len(whole) - 2000)
+    page = html([place["seen"]], place)
+    assert len(page) < pages.LIMIT and "would make this file too large" in page
 
 
 # ---- how far a result holds

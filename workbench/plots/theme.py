@@ -49,6 +49,8 @@ DARK: dict[str, str] = {
     **dict(zip(colours.DIVERGING, _DARK_DIVERGING, strict=True)),
 }
 _SCALES = ("colorscale", "colorway")
+# Buttons that send a figure to its makers' server, by their names in plotly.js 3 and 4: a notebook would show one.
+_UPLOADS = ("sendDataToCloud", "sendChartToCloud")
 _FADED = re.compile(r"rgba\((\d+),(\d+),(\d+),([\d.e-]+)\)")
 
 
@@ -78,6 +80,7 @@ def template() -> go.layout.Template:
             "margin": {"l": 64, "r": 24, "t": 56, "b": 56},
             "xaxis": axis,
             "yaxis": axis,
+            "modebar": {"remove": list(_UPLOADS)},
             "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
         }
     )
@@ -99,7 +102,18 @@ def themed(fig: go.Figure, theme: str) -> go.Figure:
 
     if theme not in ("light", "dark"):
         raise InputError(f"There is no theme {theme!r}; use 'light' or 'dark'.")
-    return fig if theme == "light" else go.Figure(_dark(fig.to_dict(), False))
+    return fig if theme == "light" else go.Figure(darkened(fig.to_dict()))
+
+
+def darkened(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure as plotly writes it, in the colours of a dark page; the given one is not changed."""
+    return _dark(figure, False)
+
+
+def is_ours(figure: Mapping[str, Any]) -> bool:
+    """Whether a figure, as plotly writes it, is in the house style and on its light page."""
+    layout = ((figure.get("layout") or {}).get("template") or {}).get("layout") or {}
+    return layout.get("paper_bgcolor") == PAPER and (layout.get("font") or {}).get("family") == FONT
 
 
 def _dark(value: Any, is_colour: bool) -> Any:

@@ -147,13 +147,13 @@ def best(heads: HeadTable | None) -> str:
 
 def ran(artifact: Artifact, heads: HeadTable | None) -> dict[str, Any]:
     """What was measured, on which model and which data."""
-    config, made_by = artifact.config, artifact.manifest["producer"]
-    model, asked = made_by.get("model") or {}, config.get("model")
+    config = artifact.config
+    model, asked = artifact.part("producer", "model"), config.get("model")
     path = asked.get("path") if isinstance(asked, Mapping) else asked
     meta: Mapping[str, Any] = heads.meta if heads is not None else {}
     shape = [f"{model[key]} {word}" for key, word in _SHAPE.items() if model.get(key)]
-    data = {key: _brief(value) for key, value in (config.get("data") or {}).items()}
-    measured = {key: value for key, value in (made_by.get("data") or {}).items() if key not in data}
+    data = {key: _brief(value) for key, value in artifact.part("config", "data").items()}
+    measured = {key: value for key, value in artifact.part("producer", "data").items() if key not in data}
     score = meta.get("metric")
     if score and meta.get("unit"):
         score = f"{score} ({meta['unit']})"
@@ -162,7 +162,7 @@ def ran(artifact: Artifact, heads: HeadTable | None) -> dict[str, Any]:
         "score": score,
         "order": None if not meta else "higher is more" if meta["higher_is_more"] else "lower is more",
         "model": model.get("name") or path,
-        "architecture": ", ".join([*filter(None, [model.get("architecture")]), *shape]),
+        "architecture": ", ".join([*(str(word) for word in [model.get("architecture")] if word), *shape]),
         "basis and precision": ", ".join(str(model[key]) for key in ("basis", "dtype") if model.get(key)),
         "fingerprint": model.get("fingerprint"),
         "data": data,
@@ -183,13 +183,13 @@ def provenance(artifact: Artifact) -> dict[str, Any]:
         "artifact": artifact.ref,
         "digest": artifact.digest,
         "created": artifact.created[:19].replace("T", " ") + " UTC",
-        "command": " ".join(map(str, made_by.get("argv") or [])),
+        "command": " ".join(map(str, argv)) if isinstance(argv := made_by.get("argv"), list) else argv,
         "spec file": made_by.get("spec_file"),
         "git": f"{made_by['git']}{dirty}" if made_by.get("git") else None,
         "code": made_by.get("code"),
         "machine": ", ".join(str(made_by[key]) for key in ("platform", "device") if made_by.get(key)),
         "python": made_by.get("python"),
-        "packages": dict(made_by.get("packages") or {}),
+        "packages": artifact.part("producer", "packages"),
         "seconds": {key: f"{value:.3g}" for key, value in timing.items() if _is_number(value)},
         "files": {name: f"{entry['size']:,} bytes" for name, entry in artifact.files().items()},
     }

@@ -210,6 +210,24 @@ def _roc(artifact: Artifact, _column: str | None, _rule: str | None) -> go.Figur
     return plots.roc(artifact.table("roc"), title=f"{artifact.ref} · ROC, area in brackets")
 
 
+def has_attention(artifact: Artifact) -> bool:
+    """Whether a result kept attention over tokens."""
+    from workbench.plots.tokens import COLUMNS
+
+    return _has(artifact, {"attention": COLUMNS})
+
+
+def attention_tokens(artifact: Artifact) -> str:
+    """HTML of what the best heads look at: tokens and pictures, shaded."""
+    from workbench.plots.tokens import PICTURE, tokens
+
+    table = artifact.table("attention")
+    seen = table.select(["example", "row"]).to_pydict()
+    keys = {f"{PICTURE}{at}" for at, row in zip(seen["example"], seen["row"], strict=True) if row >= 0}
+    pictures = artifact.tensors("arrays", keys=sorted(keys)) if keys else {}
+    return str(tokens(table, pictures=pictures))
+
+
 def members(artifact: Artifact, rule: str | None) -> dict[str, list[tuple[int, int]]]:
     """The heads that one result puts into sets of its own (columns in_NAME), or else what a rule selects."""
     table = heads(artifact)

@@ -151,6 +151,7 @@ def _section(
             parts.append(_figure(f"{key}-f{n}", fig, _PICTURE if n == 0 else _FIGURE, command))
         parts.append("</div>")
         parts += [f'<p class="muted">Not drawn: {escape(line)}</p>' for line in failed]
+    parts += _attention(art, where)
     parts.append("<h3>Tables</h3>")
     if heads is not None:
         parts.append("<details open><summary><b>heads</b></summary>")
@@ -165,7 +166,7 @@ def _section(
         parts.append("</details>")
     groups: dict[str, Any] = {
         "Summary": art.summary,
-        "Parameters": art.config.get("params") or {},
+        "Parameters": art.part("config", "params"),
         "Provenance": facts.provenance(art),
     }
     for title, values in groups.items():
@@ -200,6 +201,21 @@ def _drawn(art: Artifact) -> tuple[list[tuple[str, go.Figure]], list[str]]:
         except WorkbenchError as error:  # an empty curve, a graph without nodes: said, and the rest still shown
             failed.append(f"{kind}: {error}")
     return made, failed
+
+
+def _attention(art: Artifact, where: str) -> list[Part]:
+    """What the best heads look at, where the result kept it."""
+    if not figures.has_attention(art):
+        return []
+    title = "<h3>What the best heads look at</h3>"
+    try:
+        drawn = figures.attention_tokens(art)
+    except WorkbenchError as error:  # no rows, because no example counted
+        return [title, f'<p class="muted">Not drawn: {escape(str(error))}</p>']
+    said = "The stronger the shade of a token or a patch, the more attention it gets; hover for the weight."
+    command = escape(_export(art, "attention", where))
+    instead = f"The attention over tokens would make this file too large: <code>{command}</code> has it."
+    return [title, Block(f'<p class="muted">{said}</p>{drawn}', "", _FIGURE, instead)]
 
 
 def _frame(art: Artifact, name: str, heads: HeadTable | None) -> Frame:
