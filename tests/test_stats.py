@@ -141,6 +141,39 @@ def test_sign_flip_p_values_are_uniform_under_the_null():
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.015)
 
 
+def test_shuffled_labels_agree_with_every_relabelling():
+    a, b = np.array([3.0, 1.5, 2.0]), np.array([1.0, 2.5, 0.5, 0.0])
+    both, seen = np.concatenate([a, b]), a.mean() - b.mean()
+    splits = [list(chosen) for chosen in itertools.combinations(range(7), 3)]
+    found = [both[chosen].mean() - np.delete(both, chosen).mean() for chosen in splits]
+    exact = {"greater": np.mean(np.array(found) >= seen - 1e-12), "less": np.mean(np.array(found) <= seen + 1e-12)}
+    for p, expected in zip(
+        (
+            stats.shuffled_labels_p(a, b, n_perm=20_000, seed=1),
+            stats.shuffled_labels_p(a, b, alternative="less", n_perm=20_000, seed=1),
+        ),
+        exact.values(),
+        strict=True,
+    ):
+        assert p == pytest.approx(expected, abs=0.01)
+
+
+def test_shuffled_labels_leave_undefined_entries_out_and_are_never_zero():
+    a = np.array([[1.0, np.nan], [1.0, np.nan], [np.nan, np.nan]])
+    b = np.array([[0.0, 0.0], [0.0, 0.0]])
+    p = stats.shuffled_labels_p(a, b, n_perm=999)
+    assert p[0] == pytest.approx(stats.shuffled_labels_p(a[:2, 0], b[:, 0], n_perm=999), abs=0.06)
+    assert np.isnan(p[1]) and p[0] > 0
+    assert stats.shuffled_labels_p(np.ones(40), np.zeros(40), n_perm=99) == 0.01
+
+
+@pytest.mark.parametrize("sizes", [(20, 20), (30, 8), (16, 4)])
+def test_shuffled_labels_find_a_difference_where_there_is_none_as_often_as_they_say(sizes):
+    rng = np.random.default_rng(0)
+    a, b = (rng.exponential(size=(n, 2000)) for n in sizes)
+    assert (stats.shuffled_labels_p(a, b, n_perm=499) <= 0.05).mean() == pytest.approx(0.05, abs=0.015)
+
+
 def test_empirical_p_counts_the_observation_itself():
     draws = np.arange(99.0)[:, None] * np.ones((1, 3))
     p = stats.empirical_p(np.array([1000.0, 97.5, np.nan]), draws)

@@ -83,8 +83,11 @@ def bootstrap_ci(
     return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
 
-def wilson(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion; (NaN, NaN) when n is 0."""
+def wilson(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion; (NaN, NaN) when n is 0.
+
+    Where a unit was tried several times, its share of successes counts: the units are the sample, not the trials.
+    """
     _check_fraction("confidence", confidence)
     if not 0 <= successes <= n:
         raise InputError(f"{successes} successes of {n} trials is impossible; give 0 <= successes <= n.")
@@ -142,6 +145,48 @@ def sign_flip_p(
     p = hits / total if exact else (1.0 + hits) / (1.0 + total)
     p[undefined] = np.nan
     return p.reshape(differences.shape[1:])
+
+
+def shuffled_labels_p(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    alternative: Alternative = "greater",
+    n_perm: int = 9999,
+    seed: int | np.random.Generator = 0,
+) -> np.ndarray:
+    """P-value of "which of two groups a value belongs to says nothing", on mean(a) - mean(b), for all trailing axes.
+
+    Args:
+        a, b: `[n_a, ...]` and `[n_b, ...]`; NaN entries are left out.
+        n_perm: random relabellings; p = (1 + hits) / (1 + n_perm). NaN where a group has no defined entry.
+    """
+    _check_alternative(alternative)
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    both = np.concatenate([a, b]).reshape(len(a) + len(b), -1)
+    defined, values = ~np.isnan(both), np.nan_to_num(both, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    total, count = values.sum(axis=0), defined.sum(axis=0)
+
+    def difference(in_a: np.ndarray) -> np.ndarray:  # [draw, example] of 0 and 1 -> [draw, head]
+        sums, n = in_a @ values, in_a @ defined.astype(np.float64)
+        means = [
+            np.divide(part, k, out=np.full(part.shape, np.nan), where=k > 0)
+            for part, k in ((sums, n), (total - sums, count - n))
+        ]
+        return means[0] - means[1]
+
+    labels = (np.arange(len(both)) < len(a)).astype(np.float64)
+    observed = difference(labels[None])[0]
+    slack = 1e-12 * np.abs(values).sum(axis=0)  # equal differences reached in another order count as ties
+    rng = np.random.default_rng(seed)
+    hits = np.zeros(both.shape[1])
+    drawn = np.zeros(both.shape[1])
+    rows = max(1, _BLOCK // max(both.shape))
+    for start in range(0, n_perm, rows):
+        found = difference(rng.permuted(np.tile(labels, (min(rows, n_perm - start), 1)), axis=1))
+        hits += _as_extreme(found, observed, alternative, slack).sum(axis=0)
+        drawn += (~np.isnan(found)).sum(axis=0)
+    return np.where(np.isnan(observed), np.nan, (1.0 + hits) / (1.0 + drawn)).reshape(a.shape[1:])
 
 
 def empirical_p(observed: np.ndarray, draws: np.ndarray, *, alternative: Alternative = "greater") -> np.ndarray:

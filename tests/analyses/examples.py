@@ -20,7 +20,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "faithfulness": {"draws": 2, "sizes": [0.2, 1]},
     },
     "direct_logit_attribution": {"bootstrap": 20},
-    "image_attention": {"bootstrap": 20, "region": "objects"},
+    "image_attention": {"bootstrap": 20, "region": "objects", "keep_patterns": {"heads": 2, "examples": 1}},
     "overlap": {"bootstrap": 20, "permutations": 19, "draws": 2},
     "path_patching": {"bootstrap": 20},
     "repair": {"heads": [[0, 1]], "attend": {"first": 1.0}, "fault": {"heads": [[1, 2]]}, "draws": 2, "bootstrap": 20},
@@ -30,6 +30,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "controls": 9,
         "bootstrap": 20,
         "causal": {"ks": [1], "draws": 1, "samples": 2},
+        "keep_patterns": {"heads": 2, "examples": 1},
     },
     "sae_circuits": {"n_features": 20, "epochs": 20, "permutations": 20, "bootstrap": 10, "folds": 2},
     "sae_features": {
@@ -64,17 +65,22 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
-def data_block(kind: str, n: int = 3, *, ragged: bool = False) -> dict[str, Any]:
-    """The `data:` block of a spec with `n` examples in the tiny vocabulary; `ragged` gives them different lengths."""
+def data_block(
+    kind: str, n: int = 3, *, ragged: bool = False, length: int = 12, words: list[str] | None = None
+) -> dict[str, Any]:
+    """The `data:` block of a spec with `n` examples in the tiny vocabulary; `ragged` gives them different lengths.
+
+    `length` counts the words of an example, none of which comes twice; `words` are those to draw from.
+    """
     from tests.tiny import WORDS
 
-    words = [word for word in WORDS if word.isalpha()]
+    words = words or [word for word in WORDS if word.isalpha()]
     g = torch.Generator().manual_seed(0)
 
     def text(length: int) -> list[str]:
         return [words[int(i)] for i in torch.randperm(len(words), generator=g)[:length]]
 
-    lengths = [12 + (3 * i if ragged else 0) for i in range(n)]
+    lengths = [length + (3 * i if ragged else 0) for i in range(n)]
     if kind == "needle":
         prompts = [text(length) for length in lengths]
         return {"samples": [{"prompt": " ".join(p), "needle": " ".join(p[4:6])} for p in prompts]}
@@ -93,7 +99,7 @@ def data_block(kind: str, n: int = 3, *, ragged: bool = False) -> dict[str, Any]
         texts = [" ".join(text(length)) for length in lengths * 2]
         return {"positives": texts[:n], "negatives": texts[n:]}
     if kind == "task_set":
-        both = data_block("pairs", 2 * n, ragged=ragged)["pairs"]
+        both = data_block("pairs", 2 * n, ragged=ragged, length=length, words=words)["pairs"]
         return {"tasks": {"one": {"pairs": both[:n]}, "two": {"pairs": both[n:]}}}
     if kind == "images":
         from tests.tiny_vision import picture_files

@@ -45,6 +45,16 @@ def test_pope_by_hand() -> None:
     assert 0 <= found["accuracy_low"] < found["accuracy"] < found["accuracy_high"] <= 1
 
 
+def test_saying_the_same_three_times_is_no_more_evidence() -> None:
+    """Draws of random heads are pooled: with every caption counted, intervals were too narrow by the root of draws."""
+    captions = [Counts(2, 1, 2, 10), Counts(1, 0, 3, 20), Counts(0, 1, 1, 6), Counts(3, 0, 3, 9)]
+    once, thrice = chair(captions, n_boot=200), chair(captions * 3, of=[*"abcd"] * 3, n_boot=200)
+    assert thrice.pop("n") == 3 * once.pop("n") and thrice == pytest.approx(once)
+    said, truth = ["yes", "yes", "no", None], ["yes", "no", "no", "yes"]
+    once, thrice = pope(said, truth, n_boot=200), pope(said * 3, truth * 3, of=[*"abcd"] * 3, n_boot=200)
+    assert thrice.pop("n") == 3 * once.pop("n") and thrice == pytest.approx(once)
+
+
 def test_answers_are_read_as_words() -> None:
     assert [answer(text) for text in ("Yes, a cat.", "There is no cat", "Nothing", "know")] == ["yes", "no", None, None]
 

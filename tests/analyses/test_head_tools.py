@@ -9,10 +9,11 @@ import torch
 import workbench as wb
 from tests.analyses.examples import dataset
 from tests.reference import direct as reference
-from tests.tiny import tiny, tiny_hf
+from tests.tiny import tiny, tiny_hf, tiny_tokenizer
 from workbench.analyses.head_tools import attention_by_class, low_rank
 from workbench.analyses.head_tools.direct import contributions
 from workbench.errors import CapabilityError, InputError
+from workbench.models.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,20 @@ def test_direct_attribution_equals_the_formulas_on_raw_modules(arch):
     for row, pair in enumerate(data):
         expected = reference.direct_effects(hf, arch, pair.clean, pair.answer, pair.wrong)
         np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma2", "olmo2", "neox"])
+def test_half_precision_is_split_to_its_own_rounding(arch, monkeypatch):
+    from workbench.analyses.head_tools import direct
+
+    monkeypatch.setattr(direct, "_COLUMNS_AT_ONCE", 10)  # an unembedding of several pieces, the last one smaller
+    model = tiny(arch, dtype=torch.bfloat16)
+    exact = load_model(tiny_hf(arch, dtype=torch.bfloat16).float(), tokenizer=tiny_tokenizer(), device="cpu")
+    data = dataset(model, "pairs", ragged=True)
+    found, want = contributions(model, data), contributions(exact, data)
+    assert np.abs(found.heads - want.heads).mean() < 5e-2 * np.abs(want.heads).mean()
+    assert np.abs(found.residual).max() < 5e-2 * np.abs(want.heads).max()
+    assert found.cap == want.cap
 
 
 def test_planted_movers_are_the_direct_heads(planted):

@@ -178,3 +178,15 @@ def test_masking_equals_the_same_masks_by_hand():
 def test_an_empty_dataset_is_refused():
     with pytest.raises(InputError, match="at least one needle sample"):
         run(tiny("gpt2"), [])
+
+
+def test_a_sample_without_a_question_does_not_take_the_null_of_the_others():
+    """One such sample made `null_mean` and `null_p` of every head NaN."""
+    samples = random_samples("llama")[:3]
+    silent = replace(samples[0], id="silent", question=(samples[0].length,) * 2)
+    alone, mixed = (run(tiny("llama"), some, variant="qr").heads for some in (samples[1:], [*samples[1:], silent]))
+    np.testing.assert_allclose(mixed["score"], alone["score"], atol=1e-6)
+    assert np.isfinite(mixed["null_mean"]).all() and np.isfinite(mixed["null_p"]).all()
+    none = run(tiny("llama"), [silent], variant="qr", causal={"ks": [1]})
+    assert set(none.heads["status"]) == {"no sample has a question behind its needle"}
+    assert none.summary["causal"]["status"] == "not run: no sample has a question behind its needle"

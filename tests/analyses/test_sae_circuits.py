@@ -13,10 +13,10 @@ from tests.analyses.examples import dataset
 from tests.tiny import tiny
 from workbench import analyses, organisms, tasks
 from workbench.analyses.base import Finding
-from workbench.analyses.sae_circuits.activations import outputs
+from workbench.analyses.sae_circuits.activations import outputs, right
 from workbench.certify import truths
 from workbench.certify.examine import examine
-from workbench.errors import InputError
+from workbench.errors import CapabilityError, InputError
 from workbench.models import load_model
 from workbench.organisms import planted
 from workbench.tasks import contrast_from_pairs, contrast_from_texts
@@ -184,3 +184,17 @@ def test_a_ranking_upside_down_says_so():
     assert found.summary["auc"]["divergence"] < 0.25
     assert found.summary["status"].startswith("no better than label permutation")
     assert found.summary["status"].endswith("the reference ranks below the other heads")
+
+
+def test_a_broken_model_is_not_wrong_on_every_prompt_but_refused():
+    model = tiny("llama")
+    before = model.hf.model.norm.weight[3].clone()
+    data = contrast_from_pairs(dataset(model, "pairs"))
+    with torch.no_grad():
+        model.hf.model.norm.weight[3] = float("nan")
+    try:
+        with pytest.raises(CapabilityError, match="not finite"):
+            right(model, data)
+    finally:
+        with torch.no_grad():
+            model.hf.model.norm.weight[3] = before

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tests.analyses.examples import data_block
 from tests.reference import ships as slow
 from tests.tiny import tiny, tiny_hf
-from workbench import tasks
+from workbench import stats, tasks
 from workbench.analyses.ships import ANALYSIS, angles, ships
 from workbench.analyses.ships.ablations import Ablation
 from workbench.analyses.ships.forks import Forks
@@ -21,6 +23,8 @@ from workbench.analyses.ships.generate import sample_top_k
 from workbench.analyses.ships.measure import noise_floor
 from workbench.analyses.ships.overlap import overlap
 from workbench.analyses.ships.refusal import PHRASES, Detector, is_degenerate
+from workbench.analyses.ships.table import Measured, head_table, ranked
+from workbench.analyses.ships.validate import success
 from workbench.errors import CapabilityError, InputError
 from workbench.models import load_model
 from workbench.primitives.forward import forward
@@ -28,6 +32,7 @@ from workbench.tables import HeadTable
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
 STORY_PROMPTS = ["Once upon a time, there was a little girl", "Tom and Sue went to the park. They", "The cat was"]
+META = {"analysis": "ships", "metric": "KL", "unit": "nats"}
 ALL = [(layer, head) for layer in range(3) for head in range(4)]
 
 
@@ -208,6 +213,31 @@ def test_too_many_angles_are_refused(llama):
         ships(llama, prompts(llama), rank=2)
 
 
+@pytest.mark.parametrize(("n", "benign", "rank"), [(1, 0, 1), (3, 0, 3), (4, 1, 1)])
+def test_angles_that_cannot_but_be_zero_are_refused(llama, n, benign, rank):
+    with pytest.raises(InputError, match=r"is always an angle of 0.*level query"):
+        ships(llama, prompts(llama, n, benign), level="dataset", rank=rank)
+
+
+def test_the_interval_of_success_does_not_narrow_with_the_draws():
+    rows = [
+        {"decoding": "greedy", "condition": "random", "k": 1, "draw": draw, "group": "harmful", "prompt": f"p{i}"}
+        | {"verdict": "answered" if i < 3 else "refused", "agrees": True}
+        for draw in range(3)
+        for i in range(8)
+    ]
+    (found,) = success(pd.DataFrame(rows)).to_dict("records")
+    assert found["n"] == 24 and found["draws"] == 3 and found["answered"] == 3 / 8
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(stats.wilson(3, 8))
+
+
+@pytest.mark.parametrize("keywords", [[], [" "], ["Sorry", ""]])
+def test_keywords_that_say_nothing_are_refused(keywords):
+    """A blank one is in every answer, which made all of them refusals; none at all had meant the paper's."""
+    with pytest.raises(InputError, match="not blank"):
+        ANALYSIS.parse({"validation": {"keywords": keywords}})
+
+
 # ------------------------------------------------------------------------------ controls
 
 
@@ -224,6 +254,21 @@ def test_the_benign_control_is_the_same_score_and_its_difference(llama, controll
     np.testing.assert_allclose(ranked.heads["score"], result.heads["difference"], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(np.nanmean(ranked.per_example, 0), ranked.heads.matrix(), rtol=1e-4, atol=1e-5)
     assert np.isnan(alone.heads["benign"]).all(), "no benign prompts: undefined, not 0"
+
+
+@pytest.mark.parametrize(("n_harmful", "n_benign"), [(16, 16), (16, 4)])
+def test_a_head_that_does_the_same_to_both_groups_seldom_differs(llama, n_harmful, n_benign):
+    """Both groups are samples: with the benign mean taken for known, 8 and 22% of such heads had p below .05."""
+    rng = np.random.default_rng(0)
+    heads = (20, 4)
+    groups = [
+        Measured(kl, stats.stderr(kl), rng.exponential(0.05, kl.shape))
+        for kl in (rng.exponential(size=(n, *heads)) for n in (n_harmful, n_benign))
+    ]
+    both = ranked(*groups, "difference")
+    model = SimpleNamespace(name="m", fingerprint="f", basis="raw", n_kv_heads=heads[1])
+    table = head_table(both, model=model, ablation=Ablation("uniform"), extra={}, meta=META, bootstrap=None, seed=0)
+    assert (table["null_p"] < 0.05).mean() <= 0.09  # 80 heads: two standard errors above .05
 
 
 def test_the_noise_floor_is_rounding(llama, controlled):

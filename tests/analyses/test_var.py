@@ -11,7 +11,7 @@ import torch
 
 from tests.reference import var as slow
 from tests.tiny import tiny
-from tests.tiny_vision import ARCHITECTURES, pictures, tiny_vision, tiny_vision_hf
+from tests.tiny_vision import ARCHITECTURES, pictures, tiny_vision, tiny_vision_hf, tiny_vision_processor
 from workbench import tasks
 from workbench.analyses.var import ANALYSIS, score, var
 from workbench.analyses.var.params import RedistributionParams, VarParams
@@ -19,6 +19,7 @@ from workbench.analyses.var.redistribution import Redistribution, redistributing
 from workbench.analyses.vhd.branches import Views
 from workbench.analyses.vhd.generate import write
 from workbench.errors import InputError
+from workbench.models.load import load_model
 from workbench.primitives.hooks import hooked
 from workbench.tasks.images import images_from_samples
 
@@ -118,6 +119,20 @@ def test_sinks_and_masses_are_those_of_the_raw_modules(arch: str) -> None:
             np.testing.assert_allclose(mass, rows[layer][:, a:b].sum(dim=-1), atol=1e-5)
             null = len(free) / sample.length
             np.testing.assert_allclose(result.arrays["null_per_example"][index, layer], null, rtol=1e-5)
+
+
+def test_attention_rounded_to_zero_is_visible_all_the_same() -> None:
+    """The null is a share of what can be seen: counted by weights above 0 it was up to 1.6 here."""
+    processor, hf = tiny_vision_processor("llava"), tiny_vision_hf("llava")
+    with torch.no_grad():
+        for layer in hf.model.language_model.layers:
+            layer.self_attn.q_proj.weight *= 30
+    model = load_model(hf, tokenizer=processor.tokenizer, processor=processor, name="peaked", device="cpu")
+    data = data_of("llava")
+    result = var(model, data, bootstrap=5)
+    for index, sample in enumerate(data):
+        a, b = sample.image_span
+        np.testing.assert_allclose(result.arrays["null_per_example"][index], (b - a) / sample.length, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import torch
 import workbench as wb
 from tests.reference import vhd as slow
 from tests.tiny import tiny
-from tests.tiny_vision import ARCHITECTURES, pictures, tiny_vision, tiny_vision_hf
+from tests.tiny_vision import ARCHITECTURES, pictures, tiny_vision, tiny_vision_hf, tiny_vision_processor
 from workbench import analyses, tasks
-from workbench.analyses.vhd import score
+from workbench.analyses.vhd import score, vhd
 from workbench.analyses.vhd.branches import Views
-from workbench.analyses.vhd.generate import Factors, Reinforcement, write
+from workbench.analyses.vhd.generate import Factors, Reinforcement, end_tokens, write
 from workbench.errors import CapabilityError, InputError
+from workbench.models import load_model
 from workbench.primitives.forward import forward
 from workbench.tasks.images import images_from_samples
 
@@ -129,9 +130,9 @@ def test_reinforced_captions_are_those_of_hooks_on_the_raw_modules(arch: str, re
     )
     plain = write(model, views.image(everything), max_new_tokens=5, ends=frozenset(), keep_logits=True)
     for index in everything:
-        how: dict[str, Any] = {"layers": (1, 2), "variant": variant, "refresh": refresh, "steps": 5}
+        how = slow.How(2.0, (1, 2), variant, refresh, steps=5)
         for twin in (slow.reinforced, slow.reinforced_with_cache):
-            tokens, logits, heads = twin(raw_of(arch), alone(arch, index), alpha=2.0, **how)
+            tokens, logits, heads = twin(raw_of(arch), alone(arch, index), how)
             assert ours.tokens[index] == tokens
             torch.testing.assert_close(ours.logits[index], logits, rtol=1e-5, atol=1e-5)
             assert {layer: found[index].nonzero()[:, 0].tolist() for layer, found in change.found.items()} == heads
@@ -164,9 +165,9 @@ def test_what_is_left_of_a_difference_is_rounding(arch: str, refresh: bool) -> N
         image, text = views.image([index]), views.text([index])
         ours = write(model, image, max_new_tokens=4, ends=frozenset(), change=change, text=text, keep_logits=True)
         inputs = {k: v.to(double) if v.is_floating_point() else v for k, v in alone(arch, index).items()}
-        how: dict[str, Any] = {"layers": (1, 2), "variant": "paper", "refresh": refresh, "steps": 4}
+        how = slow.How(2.0, (1, 2), "paper", refresh, steps=4)
         for twin in (slow.reinforced, slow.reinforced_with_cache):
-            tokens, logits, _ = twin(raw, inputs, alpha=2.0, **how)
+            tokens, logits, _ = twin(raw, inputs, how)
             assert ours.tokens[0] == tokens and ours.logits is not None
             torch.testing.assert_close(ours.logits[0], logits, rtol=0, atol=1e-10)
 
@@ -200,6 +201,34 @@ def test_an_end_token_ends_a_row_alone() -> None:
     assert out.forced[0] == free.tokens[0][:2] and out.tokens[0] == free.tokens[0][:1]
     if end not in free.tokens[1]:
         assert out.tokens[1] == free.tokens[1]
+
+
+def test_a_longer_neighbour_does_not_end_a_caption_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = model_of("llava"), data_of("llava")
+    lengths = [sample.length for sample in data]
+    limit = max(lengths) + 2
+    monkeypatch.setattr(type(model), "n_ctx", limit)
+    views = Views(model, data, "removed")
+    out = write(model, views.image(range(len(data))), max_new_tokens=6, ends=frozenset())
+    assert [len(tokens) for tokens in out.forced] == [min(6, limit - n + 1) for n in lengths]
+    for index, tokens in enumerate(out.forced):
+        assert write(model, views.image([index]), max_new_tokens=6, ends=frozenset()).forced == [tokens]
+
+
+def test_an_image_mark_ends_a_caption() -> None:
+    """It was read as a picture without pixels, and the run refused for what the data were not guilty of."""
+    processor, hf = tiny_vision_processor("llava"), tiny_vision_hf("llava")
+    model, data = model_of("llava"), data_of("llava")
+    free = write(model, Views(model, data, "removed").image([0, 1]), max_new_tokens=3, ends=frozenset())
+    said, mark = free.tokens[0][0], hf.config.image_token_id
+    with torch.no_grad():
+        hf.lm_head.weight[mark] = 2 * hf.lm_head.weight[said]
+    talker = load_model(hf, tokenizer=processor.tokenizer, processor=processor, name="m", device="cpu")
+    assert mark in end_tokens(talker)
+    branch = Views(talker, data, "removed").image([0, 1])
+    out = write(talker, branch, max_new_tokens=3, ends=frozenset({mark}))
+    assert out.forced[0] == [mark] and out.forced[1] == free.forced[1]
+    assert vhd(talker, data, max_new_tokens=3, controls=0, bootstrap=5).heads.ok.all()
 
 
 # ---- the analysis

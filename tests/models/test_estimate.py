@@ -91,7 +91,7 @@ def test_a_configuration_without_dimensions_is_a_sentence(tmp_path: Path):
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiny_hf("llama").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    monkeypatch.setattr("workbench.models.load._available", lambda where: 1000)
+    monkeypatch.setattr("workbench.models.placement.free_bytes", lambda where: 1000)
     monkeypatch.setattr("workbench.models.load.read_weights", lambda *a, **k: pytest.fail("read"))
     with pytest.raises(InputError, match=r"in float32, and cpu has 0\.0 GiB available; use dtype='bfloat16'"):
         load_model(tmp_path)

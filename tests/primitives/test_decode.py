@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import tiny, tiny_hf
-from workbench.errors import InputError
+from tests.tiny import tiny, tiny_hf, tiny_tokenizer
+from workbench.errors import CapabilityError, InputError
+from workbench.models import load_model
 from workbench.primitives import decode as decoding
 from workbench.primitives.decode import decode, fork, prefill
 from workbench.primitives.hooks import hooked
@@ -130,6 +131,29 @@ def test_decoding_ends_when_learned_positions_are_used_up():
     model = tiny("gpt2")
     (generated,) = run(model, [[0] + [5] * 253], steps=20)
     assert len(generated) == 3  # rows 253, 254, 255 of 256
+
+
+def test_a_longer_neighbour_does_not_end_an_answer_early():
+    g = torch.Generator().manual_seed(0)
+    for arch in ("gpt2", "llama"):
+        model = tiny(arch, probe=False)
+        prompts = [torch.randint(4, 64, (n,), generator=g).tolist() for n in (238, 252)]
+        alone = [run(model, [prompt], steps=20)[0] for prompt in prompts]
+        assert [len(answer) for answer in alone] == [19, 5]
+        assert run(model, prompts, steps=20, new_tokens=20) == alone
+        with pytest.raises(InputError, match="new_tokens=20"):
+            run(model, prompts, steps=20)
+
+
+@pytest.mark.parametrize(("part", "value"), [("norm", float("nan")), ("unembedding", float("inf"))])
+def test_a_broken_checkpoint_says_nothing(part, value):
+    """Every head of it scored 0 as a retrieval head, status ok."""
+    hf = tiny_hf("llama")
+    with torch.no_grad():
+        (hf.model.norm.weight if part == "norm" else hf.lm_head.weight[5])[3] = value
+    model = load_model(hf, tokenizer=tiny_tokenizer(), name="broken", device="cpu", probe=False)
+    with pytest.raises(CapabilityError, match=r"logits of 'broken' are not finite.*float32"):
+        run(model, [[0, 5, 6, 7]])
 
 
 def test_unusable_prompts_are_refused():

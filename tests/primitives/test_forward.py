@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformer_lens import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, Lfm2Config, OpenAIGPTConfig, Phi3Config
 
 from tests.primitives.cases import largest, left_padded, model, n_hooks, prompts, raw_logits
-from tests.tiny import ARCHITECTURES, tiny
+from tests.tiny import ARCHITECTURES, tiny, tiny_tokenizer
 from workbench.errors import CapabilityError, InputError
 from workbench.models import load_model
 from workbench.primitives.forward import forward, n_padding
@@ -132,3 +133,55 @@ def test_padded_rows_in_float64_are_right_or_refused(arch: str):
     torch.testing.assert_close(
         forward(double, tokens, attention_mask=mask).logits[1:, 5:], alone, rtol=1e-10, atol=1e-10
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (OpenAIGPTConfig(vocab_size=64, n_layer=1, n_head=4, n_embd=32, n_positions=64), "it takes none"),
+        (
+            Lfm2Config(
+                vocab_size=64,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                layer_types=["conv", "full_attention"],
+            ),
+            "1 of its 2 layers carry a state",
+        ),
+    ],
+    ids=["openai-gpt", "lfm2"],
+)
+def test_what_needs_more_than_keys_and_values_is_not_decoded_from_them(config, why):
+    """The first would have read every generated token as a prompt of its own, the second is an error of its library."""
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf.config.architectures = [type(hf).__name__]
+    model = load_model(hf.eval(), tokenizer=tiny_tokenizer(), name="m", device="cpu", probe=False)
+    tokens = torch.tensor([[5, 6, 7]])
+    assert forward(model, tokens).logits.isfinite().all()
+    with pytest.raises(CapabilityError, match=f"cannot generate from cached keys and values, because {why}"):
+        forward(model, tokens, use_cache=True)
+
+
+def test_a_rotary_embedding_that_changes_with_length_is_not_mixed():
+    """Pieces of a text of 40 tokens gave logits up to 6 off, a short row beside a long one up to 5: silently."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 16.0, "original_max_position_embeddings": 16}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes: dict = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"vocab_size": 64, "pad_token_id": 2, "max_position_embeddings": 256}
+    config = Phi3Config(rope_parameters=rope, original_max_position_embeddings=16, **sizes)
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf.config.architectures = ["Phi3ForCausalLM"]
+    m = load_model(hf.eval(), tokenizer=tiny_tokenizer(), name="m", device="cpu", probe=False)
+    tokens = torch.randint(4, 64, (1, 40), generator=torch.Generator().manual_seed(0))
+    short = forward(m, tokens[:, :10], use_cache=True)
+    assert forward(m, tokens[:, 10:16], cache=short.cache).logits.isfinite().all()  # 16 tokens are still short
+    with pytest.raises(CapabilityError, match=r"longrope.*more than 16 tokens.*a text of 40.*keep to 16"):
+        forward(m, tokens[:, 16:], cache=short.cache)
+    long = forward(m, tokens, use_cache=True)  # in one pass, and on from there
+    assert forward(m, tokens[:, :1], cache=long.cache).logits.isfinite().all()
+    padded, mask, _ = left_padded(tokens.expand(2, -1), [0, 30])
+    with pytest.raises(CapabilityError, match="beside a shorter one"):
+        forward(m, padded, attention_mask=mask)

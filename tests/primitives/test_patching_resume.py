@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.primitives.cases import model, prompts
+from tests.primitives.counting import Counting, counting
 from workbench.errors import InputError
 from workbench.primitives import batches
 from workbench.primitives.patching import Patched, estimate_cells, patch_cells, sites
@@ -25,21 +26,8 @@ N = 5
 KINDS = ["cells", "heads", "paths"]
 
 
-class Counting(Readout):
-    """A readout that counts how often it is asked, and can be told to take its time."""
-
-    calls = 0
-    pause = 0.0
-
-    def __call__(self, *args, **kwargs):
-        type(self).calls += 1
-        time.sleep(self.pause)
-        return super().__call__(*args, **kwargs)
-
-
 def readouts() -> dict[str, Readout]:
-    Counting.calls = 0
-    return {"logit_diff": Counting("logit_diff", torch.arange(5, 5 + N), torch.arange(15, 15 + N))}
+    return {"logit_diff": counting(N)}
 
 
 def run(kind: str, folder: Path | None, length: int = 12) -> Patched | PathPatched:

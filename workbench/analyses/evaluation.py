@@ -65,7 +65,7 @@ def summed(rows: pd.DataFrame, by: Sequence[str], *, n_boot: int = 1000, seed: i
         if len(described):
             counts = described[_COUNTS].itertuples(index=False)
             captions = [hallucination.Counts(*map(int, counted)) for counted in counts]
-            row |= hallucination.chair(captions, n_boot=n_boot, seed=seed)
+            row |= hallucination.chair(captions, of=described["example"].tolist(), n_boot=n_boot, seed=seed)
         if len(asked):
             row |= {f"answers_{key}": value for key, value in _pope(asked, n_boot, seed).items()}
         out.append(row)
@@ -202,7 +202,8 @@ def said(model: Model, data: ImageDataset, chosen: Sequence[int], *, max_new_tok
 
 def _pope(asked: Any, n_boot: int, seed: int) -> dict[str, float]:
     answers = [answer or None for answer in asked["answer"]]
-    return hallucination.pope(answers, asked["truth"].tolist(), n_boot=n_boot, seed=seed)
+    of = asked["example"].tolist() if "example" in asked else None
+    return hallucination.pope(answers, asked["truth"].tolist(), of=of, n_boot=n_boot, seed=seed)
 
 
 def _by_example(rows: pd.DataFrame, by: Sequence[str]) -> dict[tuple, np.ndarray]:

@@ -5,8 +5,9 @@
     recall    objects of the image that are mentioned, over all objects of the images
     F1        of recall and precision = 1 - CHAIR-I
 
-Counts are pooled over captions. Intervals: Wilson where the unit is a caption or an answer, else the percentile
-bootstrap over captions. Texts, names and counts in, figures out; it never knows a model or how a text was made.
+Counts are pooled over captions. Intervals: Wilson where a caption or an answer counts, else the percentile bootstrap.
+The images (or questions) are the sample: what was said of one several times goes together. Texts, names and counts in,
+figures out; it never knows a model or how a text was made.
 """
 
 from __future__ import annotations
@@ -39,14 +40,20 @@ def count(text: str, objects: Iterable[str], vocabulary: Iterable[str]) -> Count
     return Counts(len(said & drawn), len(said - drawn), len(drawn), len(text.split()))
 
 
-def chair(captions: Sequence[Counts], *, n_boot: int = 1000, seed: int = 0) -> dict[str, float]:
-    """CHAIR and its company over captions: `n`, and each figure with `_low` and `_high`; NaN where undefined."""
+def chair(
+    captions: Sequence[Counts], *, of: Sequence[Any] | None = None, n_boot: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """CHAIR and its company over captions: `n`, and each figure with `_low` and `_high`; NaN where undefined.
+
+    Args:
+        of: the image that each caption describes; default each another one.
+    """
     table = np.array([[c.hits, c.false, c.shown, c.words] for c in captions], dtype=float).reshape(-1, 4)
-    n_bad = int((table[:, 1] > 0).sum())
-    found: dict[str, float] = {"n": len(table), "chair_s": _over(n_bad, len(table))}
-    found["chair_s_low"], found["chair_s_high"] = stats.wilson(n_bad, len(table), confidence=_CONFIDENCE)
+    units, bad = _units(of, len(table)), table[:, 1] > 0
+    found: dict[str, float] = {"n": len(table), "chair_s": _over(bad.sum(), len(table))}
+    found["chair_s_low"], found["chair_s_high"] = _wilson(bad, units)
     for name, figure in _POOLED.items():
-        found |= _bootstrapped(name, table, figure, n_boot, seed)
+        found |= _bootstrapped(name, _by_unit(table, units), figure, n_boot, seed)
     found["words"] = _over(table[:, 3].sum(), len(table))
     return found
 
@@ -80,31 +87,42 @@ def paired(
 
 
 def answer(text: str) -> str | None:
-    """The "yes" or "no" that an answer begins with or, as POPE reads it, the first that occurs; None for neither."""
+    """The first "yes" or "no" in an answer; None for neither.
+
+    POPE's own script reads the first sentence only: "no" where it has a word No, no or not, and anything else is "yes".
+    """
     words = "".join(c if c.isalpha() else " " for c in text.lower()).split()
     return next((word for word in words if word in ("yes", "no")), None)
 
 
 def pope(
-    answers: Sequence[str | None], truths: Sequence[str], *, n_boot: int = 1000, seed: int = 0
+    answers: Sequence[str | None],
+    truths: Sequence[str],
+    *,
+    of: Sequence[Any] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Accuracy, F1 (of "yes"), precision, recall and the share of "yes", each with `_low` and `_high`.
 
-    An answer that is neither yes nor no is wrong, and counts as a no for precision and recall, as POPE counts it;
-    `unanswered` is their share.
+    An answer that is neither yes nor no is wrong, and counts as a no for precision and recall; `unanswered` is their
+    share. POPE's own script counts it as a yes: where the share is large, published figures are not comparable.
+
+    Args:
+        of: the question that each answer is to; default each another one.
     """
-    n = len(truths)
+    n, units = len(truths), _units(of, len(truths))
     yes = np.array([said == "yes" for said in answers], dtype=bool)
     positive = np.array([truth == "yes" for truth in truths], dtype=bool)
-    right = sum(said == truth for said, truth in zip(answers, truths, strict=True))
+    right = np.array([said == truth for said, truth in zip(answers, truths, strict=True)], dtype=bool)
     found: dict[str, float] = {"n": n}
-    for name, hits in {"accuracy": right, "yes_ratio": int(yes.sum())}.items():
-        found[name] = _over(hits, n)
-        found[f"{name}_low"], found[f"{name}_high"] = stats.wilson(hits, n, confidence=_CONFIDENCE)
+    for name, hits in {"accuracy": right, "yes_ratio": yes}.items():
+        found[name] = _over(hits.sum(), n)
+        found[f"{name}_low"], found[f"{name}_high"] = _wilson(hits, units)
     # as captions of one object: a yes mentions it, and it is there or not
     table = np.stack([yes & positive, yes & ~positive, positive, np.ones(n)], axis=1).astype(float)
     for name in ("precision", "recall", "f1"):
-        found |= _bootstrapped(name, table, _POOLED[name], n_boot, seed)
+        found |= _bootstrapped(name, _by_unit(table, units), _POOLED[name], n_boot, seed)
     found["unanswered"] = _over(sum(said is None for said in answers), n)
     return found
 
@@ -146,6 +164,27 @@ def _bootstrapped(name: str, table: np.ndarray, figure: Callable, n_boot: int, s
     draws = draws[np.isfinite(draws)]
     low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
     return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _units(of: Sequence[Any] | None, n: int) -> np.ndarray:
+    """Number of the unit that each of `n` texts belongs to, in the order in which units come."""
+    if of is None:
+        return np.arange(n)
+    number: dict[Any, int] = {}
+    return np.array([number.setdefault(unit, len(number)) for unit in of], dtype=int)
+
+
+def _by_unit(table: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Sums of the rows of each unit."""
+    sums = np.zeros((int(units.max(initial=-1)) + 1, table.shape[1]))
+    np.add.at(sums, units, table)
+    return sums
+
+
+def _wilson(hits: np.ndarray, units: np.ndarray) -> tuple[float, float]:
+    """Of the share of hits, with each unit's own share counted once."""
+    sums = _by_unit(np.stack([hits, np.ones(len(hits))], axis=1).astype(float), units)
+    return stats.wilson(float((sums[:, 0] / sums[:, 1]).sum()), len(sums), confidence=_CONFIDENCE)
 
 
 def _resamples(n: int, n_boot: int, seed: int) -> np.ndarray:

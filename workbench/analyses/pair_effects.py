@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from workbench import stats
-from workbench.analyses.base import PromptParams, Result
+from workbench.analyses.base import PromptParams, Result, stages
 from workbench.errors import InputError
 from workbench.tables import HeadTable
 
@@ -166,7 +166,7 @@ def head_table(
     """
     status = np.where(absent != "", absent, "ok").astype(object)
     status[(absent == "") & np.isnan(share).all(axis=0)] = NO_GAP
-    table = HeadTable.from_examples(
+    return HeadTable.from_examples(
         share,
         n_kv_heads=model.n_kv_heads,
         null=null,
@@ -183,9 +183,7 @@ def head_table(
         basis=model.basis,
         higher_is_more=True,
         meta=meta,
-    )
-    columns = {**table.columns, "q": stats.benjamini_hochberg(table["null_p"])}
-    return HeadTable(columns, table.meta, shape=table.shape)
+    ).with_q()
 
 
 def summarise(share: np.ndarray, raw: np.ndarray, params: PairParams, seed: int) -> dict[str, np.ndarray]:
@@ -229,7 +227,6 @@ def result(
     """The result that grids `[example, layer, index]` make: arrays `per_example` (shares), `raw_per_example` and, where
     there is a null, `null_per_example`; `seconds` are names of stages and when each ended, the first when all began."""
     arrays = {"per_example": share, "raw_per_example": raw, "null_per_example": null}
-    ends = zip(seconds[1:], seconds, strict=False)
     return Result(
         analysis=str(heads.meta["analysis"]),
         heads=heads,
@@ -239,7 +236,7 @@ def result(
         tables=dict(tables),
         arrays={name: values.astype(np.float32) for name, values in arrays.items() if values is not None},
         summary={**headline(tables["examples"], heads), **summary},
-        timing={name: end - before for (name, end), (_, before) in ends},
+        timing=stages(seconds),
         seed=seed,
     )
 

@@ -8,8 +8,9 @@ For every sender head h below the receivers R (q of heads, k and v of kv groups,
 4. The same with h speaking as on another example's base run: the null (`pair_effects`).
 
 `mlps` says whether MLPs between h and R are recomputed, hence part of the "direct" path (the paper), or frozen.
-Merullo et al. 2024 apply this stage by stage; their -100 x score is minus a hundred times the one here, with positions
-and receiver_positions [-1]. The computation is `primitives.paths`.
+Merullo et al. 2024 apply this stage by stage, with positions and receiver_positions [-1]; their -100 x score takes
+means over a batch first: it is minus a hundred times the mean of `raw_effect` over the mean gap (corrupted - clean of
+table `examples`). The computation is `primitives.paths`.
 """
 
 from __future__ import annotations

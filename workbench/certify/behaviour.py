@@ -93,7 +93,7 @@ def _answers(model: Model, prompts: list[Any], edits: list[Intervention], steps:
     assert model.tokenizer is not None  # organisms have one
     end = model.tokenizer.eos_token_id
     texts = [""] * len(prompts)
-    for batch in prefill(model, prompts, interventions=edits, inputs=inputs):
+    for batch in prefill(model, prompts, new_tokens=steps, interventions=edits, inputs=inputs):
         for i, tokens in zip(
             batch.index,
             decode(model, batch, max_new_tokens=steps, stop=lambda token: token == end, interventions=edits),

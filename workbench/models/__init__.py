@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from workbench.models.fingerprint import fingerprint_directory
     from workbench.models.load import load_model
     from workbench.models.model import Model
-    from workbench.models.tokenize import Encoded, bos_id, encode
+    from workbench.models.tokenize import Encoded, bos_id, encode, unknown_id
 
 __all__ = [
     "Capabilities",
@@ -26,6 +26,7 @@ __all__ = [
     "estimate_memory",
     "fingerprint_directory",
     "load_model",
+    "unknown_id",
 ]
 
 _HOME = {
@@ -37,6 +38,7 @@ _HOME = {
     "estimate_memory": "estimate",
     "fingerprint_directory": "fingerprint",
     "load_model": "load",
+    "unknown_id": "tokenize",
 }
 
 

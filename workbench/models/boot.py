@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +70,16 @@ def read_processor(directory: Path, trust_remote_code: bool) -> Any | None:
 
 
 def read_weights(
-    directory: Path, dtype: str, trust_remote_code: bool, *, quantize: str | None = None, device: str = "cpu"
+    directory: Path,
+    dtype: str,
+    trust_remote_code: bool,
+    *,
+    quantize: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, str]:
     """Hugging Face model with eager attention, and the architecture TransformerLens knows it by.
 
-    It is on the CPU; quantised, which happens while weights are read, on `device`.
+    It is on the CPU, or where `device_map` puts it while weights are read (and quantised).
     """
     import torch
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
@@ -92,8 +97,10 @@ def read_weights(
     architecture = architecture_of(config, str(directory))
     torch_dtype = getattr(torch, dtype)
     kwargs = {"config": config, "dtype": torch_dtype, "attn_implementation": "eager"}
+    if device_map is not None:
+        kwargs["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
     if quantize is not None:
-        kwargs |= {"quantization_config": _quantization(quantize, torch_dtype), "device_map": {"": device}}
+        kwargs["quantization_config"] = _quantization(quantize, torch_dtype)
     try:
         tl_config = build_bridge_config_from_hf(copy.deepcopy(config), architecture, str(directory), torch_dtype)
         adapter = ArchitectureAdapterFactory.select_architecture_adapter(tl_config)
@@ -199,7 +206,25 @@ def build_bridge(hf: nn.Module, architecture: str, tokenizer: Any | None, name: 
             f"TransformerLens cannot wrap {name!r} as {architecture} ({_first_line(error)}); use a model of a "
             "supported architecture."
         ) from error
+    _round_after_rotation(bridge, hf)
     return bridge
+
+
+def _round_after_rotation(bridge: TransformerBridge, hf: nn.Module) -> None:
+    """Queries and keys back in the model's dtype: OLMo-2 rotates in float32, and TransformerLens leaves them there.
+
+    transformers rounds them itself; unrounded, they do not go with values in half precision.
+    """
+    import torch
+
+    dtype = next((p.dtype for p in hf.parameters() if p.is_floating_point()), torch.float32)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return
+    for block in bridge.blocks:
+        for name in ("hook_rot_q", "hook_rot_k"):
+            point = getattr(getattr(block, "attn", None), name, None)
+            if point is not None:
+                point.register_forward_hook(lambda _point, _args, rotated: rotated.to(dtype))
 
 
 def _fuse_activations(hf: nn.Module) -> None:

@@ -29,6 +29,7 @@ from workbench.models.estimate import checked_quantize, require_room, weight_byt
 from workbench.models.fingerprint import fingerprint_bridge, fingerprint_directory, fingerprint_model
 from workbench.models.model import Model
 from workbench.models.offline import forbid_installs, no_network
+from workbench.models.placement import DeviceMap, bring_inputs_home, is_split, one_device, place, require_whole
 from workbench.models.source import TOKENIZER_FILES, Source, read_json, resolve, weight_files
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def load_model(
     source: str | os.PathLike[str] | TransformerBridge | nn.Module,
     *,
     device: str | torch.device = "auto",
+    device_map: DeviceMap | None = None,
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     attn: str | None = None,
@@ -57,6 +59,9 @@ def load_model(
         source: hub name, local directory, `organism:NAME`, a TransformerBridge, or a Hugging Face model object (which
             is changed in place: it belongs to the bridge afterwards; keep a deepcopy for reference computations).
         device: "auto" is the GPU when there is one, else the CPU; an object in memory stays where it is.
+        device_map: spread a directory's weights over the GPUs while they are read: "balanced" (or "auto"),
+            "sequential", or `{module: GPU}` as accelerate has it; one GPU takes everything. A model object that
+            accelerate spread already is taken as it is.
         dtype: "auto" is the checkpoint's own on a GPU and float32 on the CPU; an object in memory keeps its own.
         revision: branch, tag or commit of a hub model.
         attn: None or "eager": attention patterns exist only with eager attention.
@@ -70,7 +75,8 @@ def load_model(
         name: what the model is called in tables; default as named, or the class of an object.
 
     Raises:
-        InputError: nothing there, nothing TransformerLens can wrap, or weights beyond the device's free memory.
+        InputError: nothing there, nothing TransformerLens can wrap, weights beyond the free memory, or a device_map
+            that leaves the GPUs.
     """
     if attn not in (None, "eager"):
         raise InputError(f"attn={attn!r} gives no attention patterns to study; use attn='eager' or leave it out.")
@@ -86,10 +92,16 @@ def load_model(
                 dtype_name,
                 tokenizer,
                 processor,
+                device_map=device_map,
                 trust_remote_code=trust_remote_code,
                 probe=probe,
                 quantize=quantize,
             )
+    if device_map is not None:
+        raise InputError(
+            f"device_map={device_map!r} spreads weights while they are read, and this model is in memory already; give "
+            "its directory, or spread it with accelerate first."
+        )
     if quantize is not None:
         raise InputError(
             f"quantize={quantize!r} happens while weights are read, and this model is in memory already; give its "
@@ -109,6 +121,7 @@ def _from_directory(
     tokenizer: Any | None,
     processor: Any | None,
     *,
+    device_map: DeviceMap | None,
     trust_remote_code: bool,
     probe: bool,
     quantize: str | None,
@@ -124,16 +137,22 @@ def _from_directory(
             "weights, or pass tokenizer=... to load_model."
         )
     fingerprint = fingerprint_directory(directory, tokenizer=tokenizer)
-    where = _device(device)
+    placed = place(device, device_map)
+    where = placed.devices[0]
     forbid_installs()
     if dtype is None:
         dtype = "float32" if where.type == "cpu" else stored_dtype(directory, config_record)
     if tokenizer is None:
         tokenizer = read_tokenizer(directory, trust_remote_code)
     _, needed = weight_bytes(directory, dtype=dtype, quantize=quantize)
-    require_room(needed, _available(where), name=source.name, dtype=dtype, where=str(where))
-    hf, architecture = read_weights(directory, dtype, trust_remote_code, quantize=quantize, device=str(where))
-    if quantize is None:
+    require_room(needed, placed.room(), name=source.name, dtype=dtype, where=placed.text)
+    at_once = {"": str(where)} if quantize else None  # a quantised model is made where it stays
+    hf, architecture = read_weights(
+        directory, dtype, trust_remote_code, quantize=quantize, device_map=placed.device_map or at_once
+    )
+    if placed.device_map is not None:
+        require_whole(hf, source.name)
+    elif quantize is None:
         hf.to(where)
     bridge = build_bridge(hf, architecture, tokenizer, source.name)
     if processor is None and getattr(bridge.cfg, "is_multimodal", False):
@@ -187,7 +206,13 @@ def _from_object(
             "them (bitsandbytes, on the CPU); give its directory and quantize='8bit' or '4bit'."
         )
     forbid_installs()
-    where = None if str(device) == "auto" else _device(device)
+    where = None if str(device) == "auto" else one_device(device)
+    inner: Any = source.original_model if isinstance(source, TransformerBridge) else source
+    require_whole(inner, name or type(inner).__name__)
+    if where is not None and is_split(inner):
+        raise InputError(
+            f"device={str(device)!r} would move a model that accelerate spread over several devices; leave it out."
+        )
     if isinstance(source, TransformerBridge):
         bridge = source
         called = name or str(getattr(bridge.cfg, "model_name", None) or "bridge")
@@ -221,9 +246,14 @@ _NOT_PROBED = Capabilities.none("unknown", "all: the model was loaded with probe
 
 
 def _finish(model: Model, *, probe: bool) -> Model:
-    """Inference mode, then the measurement."""
+    """Inference mode, inputs where they are needed, then the measurement."""
+    if is_split(model.bridge.original_model) and getattr(model.bridge.cfg, "is_stateful", False):
+        raise InputError(
+            f"{model.name!r} is a state-space model, whose state TransformerLens keeps on one device; load it on one."
+        )
     model.bridge.eval()
     model.bridge.requires_grad_(False)
+    bring_inputs_home(model.bridge)
     if model.processor is not None:
         model.bridge.processor = model.processor
     if probe:
@@ -241,31 +271,3 @@ def _dtype_name(dtype: Any) -> str | None:
     if text not in DTYPES:
         raise InputError(f"Unknown dtype {text!r}.{did_you_mean(text, DTYPES)} Use one of: auto, {', '.join(DTYPES)}.")
     return text
-
-
-def _available(where: torch.device) -> int:
-    """Bytes a device has left."""
-    import psutil
-    import torch
-
-    if where.type == "cuda":
-        return torch.cuda.mem_get_info(where)[0]
-    return psutil.virtual_memory().available
-
-
-def _device(device: Any) -> torch.device:
-    import torch
-
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise InputError(f"Unknown device {device!r}; use auto, cpu, cuda, cuda:N or mps.") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"Device {device!r} is not on this machine ({torch.cuda.device_count()} GPUs); use device='cpu'."
-        )
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("Device 'mps' is not on this machine; use device='cpu'.")
-    return found

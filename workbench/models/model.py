@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import CapabilityError, InputError, did_you_mean
 from workbench.models.capabilities import FLAGS, MEANING, Capabilities
+from workbench.models.placement import devices, input_device
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,11 @@ class Model:
         return int(self.bridge.cfg.n_ctx)
 
     @property
+    def n_vocab(self) -> int:
+        """Tokens that the model has an embedding for; the tokenizer may know fewer, and should not know more."""
+        return int(self.bridge.cfg.d_vocab)
+
+    @property
     def n_parameters(self) -> int:
         """Weights of the model, embeddings included, tied ones once."""
         # a bridge adds views of joint matrices (q, k and v of GPT-2's one), which are no further weights
@@ -92,7 +98,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.parameters()).device
+        """Where tokens go in and logits come out; the layers of a split model may be elsewhere."""
+        return input_device(self.bridge)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +153,7 @@ class Model:
             "organism": self.organism,
             "revision": self.revision,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
+            "device": " + ".join(devices(self.bridge)),
             "architecture": str(getattr(self.bridge.cfg, "architecture", None)),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
@@ -162,7 +169,7 @@ class Model:
         dtype = str(self.dtype).removeprefix("torch.")
         return (
             f"Model({self.name!r}, {self.n_layers} layers x {self.n_heads}{kv} heads x {self.d_head}, "
-            f"{self.capabilities.attention_kind}, {dtype} on {self.device}, {self.basis}, "
+            f"{self.capabilities.attention_kind}, {dtype} on {' + '.join(devices(self.bridge))}, {self.basis}, "
             f"{self.fingerprint[:19]}{lacking})"
         )
 

@@ -98,7 +98,7 @@ def _head_axis(subject: Subject, notes: list[str]) -> bool:
 
 def _head_ablation(subject: Subject, notes: list[str]) -> bool:
     n = subject.n_heads
-    rows = torch.arange(n, device=subject.tokens.device)
+    rows = torch.arange(n)  # on the CPU: layers may be on different devices
 
     def zero(z: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
         z = z.clone()

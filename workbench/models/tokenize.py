@@ -1,4 +1,4 @@
-"""Text to token ids with character offsets, the one way everything in the workbench tokenises.
+"""Text to token ids with character offsets, and tokens as texts: the one way everything in the workbench tokenises.
 
 The model's own tokenizer, no chat template, and the BOS token once at the front when the tokenizer has one, whether or
 not the tokenizer would add it by itself. Offsets let a span of text become a span of tokens. It never knows what the
@@ -7,6 +7,8 @@ text is for.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,14 @@ def bos_id(tokenizer: Any) -> int | None:
     """Id of the token that begins every prompt, or None when the vocabulary has none (Qwen)."""
     token_id = getattr(tokenizer, "bos_token_id", None)
     return None if token_id is None else int(token_id)
+
+
+def unknown_id(model_or_tokenizer: Any) -> int | None:
+    """Id that stands for every word outside the vocabulary; None when the tokenizer can spell any word."""
+    tokenizer: Any = getattr(model_or_tokenizer, "tokenizer", model_or_tokenizer)
+    token_id = getattr(tokenizer, "unk_token_id", None)
+    ends = (bos_id(tokenizer), getattr(tokenizer, "eos_token_id", None))  # GPT-2 names its end of text so too
+    return None if token_id is None or token_id in ends else int(token_id)
 
 
 def encode(model_or_tokenizer: Any, text: str) -> Encoded:
@@ -54,7 +64,33 @@ def encode(model_or_tokenizer: Any, text: str) -> Encoded:
     )
     ids = [int(i) for i in batch["input_ids"]]
     offsets = [(int(a), int(b)) for a, b in batch["offset_mapping"]]
+    n_vocab = getattr(model_or_tokenizer, "n_vocab", None)
+    if n_vocab and max(ids, default=0) >= n_vocab:  # on a GPU this would be a device assert that kills the process
+        a, b = offsets[ids.index(max(ids))]
+        raise InputError(
+            f"The tokenizer gives {text[a:b]!r} the number {max(ids)}, but {model_or_tokenizer.name!r} has embeddings "
+            f"for {n_vocab} tokens only; load the tokenizer that belongs to it."
+        )
     bos = bos_id(tokenizer)
     if bos is not None and ids[:1] != [bos]:
         ids, offsets = [bos, *ids], [(0, 0), *offsets]
     return Encoded(ids, offsets)
+
+
+def pieces(model_or_tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds after the one before it: with the space it brings, special tokens by their names.
+
+    A token that is part of a character is shown as the tokenizer shows it alone; without a tokenizer it is its number.
+    """
+    tokenizer: Any = getattr(model_or_tokenizer, "tokenizer", model_or_tokenizer)
+    if tokenizer is None:
+        return [str(token) for token in ids]
+
+    def text(*some: int) -> str:
+        return tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    found = [text(token) for token in ids[:1]]
+    for before, token in itertools.pairwise(ids):
+        start, both = text(before), text(before, token)
+        found.append(both[len(start) :] if both.startswith(start) else text(token))
+    return found

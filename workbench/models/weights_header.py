@@ -37,7 +37,9 @@ def read_header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
             header = json.loads(handle.read(length))
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
-        header.pop("__metadata__", None)
+        notes = header.pop("__metadata__", None) or {}
+        if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+            raise ValueError("its __metadata__ holds more than texts")
         spans = sorted(_span(name, entry) for name, entry in header.items())
         end = 0
         for begin, stop, name in spans:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import InputError
+from workbench.errors import CapabilityError, InputError
 from workbench.primitives.forward import forward, image_token
 from workbench.primitives.hooks import Hook, hooked
 from workbench.primitives.interventions import Intervention, Scope, applied
@@ -78,6 +78,7 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     *,
     batch_size: int = 16,
+    new_tokens: int = 0,
     interventions: Sequence[Intervention] = (),
     budget: int = ATTENTION_BUDGET,
     inputs: Sequence[Mapping[str, Any]] | None = None,
@@ -88,6 +89,8 @@ def prefill(
     `4 * batch_size` prompts' caches are held at once.
 
     Args:
+        new_tokens: how many will be decoded. A prompt for which the context has not so much room shares a batch with
+            prompts of its own length only: an answer must not end early because of a longer neighbour.
         inputs: for each prompt what the model takes beside its tokens (`pixel_values` of one image, ...; see
             `forward`). A prefix with its image is shared by prompts that are given the same mapping object. Up to the
             end of the image a prompt is one chunk, whatever `budget` says.
@@ -104,12 +107,13 @@ def prefill(
     if inputs is not None and len(inputs) != len(prompts):
         raise InputError(f"{len(inputs)} inputs were given for {len(prompts)} prompts; give one mapping for each.")
     path = _Path(model, during_prefill, budget)
-    waiting: dict[int, list[tuple[int, DynamicCache]]] = {}
+    waiting: dict[tuple[bool, int], list[tuple[int, DynamicCache]]] = {}
     beside = [None] * len(prompts) if inputs is None else inputs
     first = {id(given): i for i, given in reversed(list(enumerate(beside)))}  # prompts of one image stay together
     for i in sorted(range(len(prompts)), key=lambda i: (first[id(beside[i])], tuple(prompts[i]))):
         length = len(prompts[i])
-        size = int(math.log(length, _LENGTH_CLASS))
+        cramped = bool(model.n_ctx) and length - 1 + new_tokens > model.n_ctx
+        size = cramped, length if cramped else int(math.log(length, _LENGTH_CLASS))
         bucket = waiting.setdefault(size, [])
         bucket.append((i, path.extend_to(prompts[i][:-1], beside[i])))
         if len(bucket) >= min(batch_size, max(1, _BATCH_TOKENS // length)):
@@ -138,6 +142,9 @@ def decode(
     keys so far.
     `on_step()` is called after each. Rows that have stopped are still computed; their hooks' values mean nothing.
     Interventions of scope `prefill` have no effect here.
+
+    Raises:
+        CapabilityError: logits that are not finite.
     """
     cache = fork(batch.cache)
     current = batch.tokens[:, -1:]
@@ -145,6 +152,11 @@ def decode(
     active = [True] * len(batch.index)
     offset = batch.tokens.shape[1] - 1
     room = model.n_ctx - offset if model.n_ctx else max_new_tokens  # the last generated token needs no position
+    if room < max_new_tokens and any(batch.padding):
+        raise InputError(
+            f"The longest of these prompts has room for {room} tokens in the {model.n_ctx} positions of {model.name!r} "
+            f"and the others for more; prefill them with new_tokens={max_new_tokens}, so that they share no batch."
+        )
     mask = batch.mask
     with (
         applied(model, interventions, attention_mask=mask) as phase,
@@ -155,6 +167,7 @@ def decode(
             phase.offset = offset + t
             out = forward(model, current, attention_mask=mask, cache=cache, use_cache=True, logits_to_keep=1)
             mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
+            require_finite(model, out.logits[:, -1], active)
             current = out.logits[:, -1].argmax(-1, keepdim=True)
             for row, token in enumerate(current[:, 0].tolist()):
                 if active[row]:
@@ -165,6 +178,20 @@ def decode(
             if not any(active):
                 break
     return generated
+
+
+def require_finite(model: Model, logits: Float[Tensor, "batch vocab"], active: Sequence[bool]) -> None:
+    """Refuse to choose a token from logits of which the largest is NaN or infinite: it would be the first such token.
+
+    Args:
+        active: rows whose token will be read.
+    """
+    largest = logits.amax(dim=-1)[torch.tensor(active, device=logits.device)]
+    if not bool(largest.isfinite().all()):
+        raise CapabilityError(
+            f"The logits of {model.name!r} are not finite, so it says nothing; check the weights, or load it in "
+            f"float32 (it is in {str(model.dtype).removeprefix('torch.')})."
+        )
 
 
 def fork(cache: DynamicCache, *, length: int | None = None) -> DynamicCache:

@@ -36,10 +36,14 @@ class Output:
 
 @dataclass(frozen=True)
 class _Signature:
-    """What the wrapped model's forward understands; read once per model."""
+    """What the wrapped model's forward understands; read once per model. `no_cache`: why keys and values are not all
+    that it needs of earlier tokens, "" where they are. `turns`: a rotary embedding that is another one in texts of more
+    than so many tokens."""
 
     position_ids: bool
     logits_to_keep: bool
+    no_cache: str
+    turns: tuple[str, int] | None
 
 
 _signatures: WeakKeyDictionary[nn.Module, _Signature] = WeakKeyDictionary()
@@ -79,8 +83,10 @@ def forward(
     Raises:
         InputError: shapes that do not fit together, positions beyond a learned position table, image tokens without
             pixels, pixels without image tokens.
-        CapabilityError: a cache for a native bridge, which has none; padded rows in float64 where the architecture
-            turns them into NaN.
+        CapabilityError: a cache for a native bridge, which has none, or for a model that needs more than keys and
+            values of earlier tokens; texts beyond the length at which a rotary embedding changes, where pieces, a
+            cache or a shorter neighbour would mix the two; padded rows in float64 where the architecture turns them
+            into NaN.
     """
     hf = model.hf
     if hf is None and (cache is not None or use_cache):
@@ -95,6 +101,13 @@ def forward(
             logits = model.bridge(tokens, return_type="logits", attention_mask=mask)
             return Output(_keep(logits, logits_to_keep))
         takes = _signature(hf)
+        if (use_cache or cache is not None) and takes.no_cache:
+            raise CapabilityError(
+                f"Model {model.name!r} cannot generate from cached keys and values, because {takes.no_cache}; use an "
+                "analysis that generates nothing."
+            )
+        if takes.turns is not None and past + tokens.shape[1] > takes.turns[1]:
+            _one_rotation(model, takes.turns, mask, past, past + tokens.shape[1])
         if use_cache and cache is None:
             cache = DynamicCache()
         given: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "use_cache": cache is not None, **beside}
@@ -130,7 +143,7 @@ def _checked(
             f"Tokens must be integers of shape [batch, pos] with at least one position, not {tokens.dtype} of shape "
             f"{list(tokens.shape)}; add the batch axis with tokens[None]."
         )
-    device = next(model.bridge.original_model.parameters()).device
+    device = model.device
     total = past + tokens.shape[1]
     longest = total
     mask = None
@@ -213,5 +226,56 @@ def _signature(hf: nn.Module) -> _Signature:
         _signatures[hf] = _Signature(
             position_ids="position_ids" in parameters and accepts_mask_derived_position_ids(hf),
             logits_to_keep="logits_to_keep" in parameters,
+            no_cache=_no_cache(hf, parameters),
+            turns=_turns(hf),
         )
     return _signatures[hf]
+
+
+def _turns(hf: nn.Module) -> tuple[str, int] | None:
+    """Kind of a rotary embedding whose frequencies depend on the length of the text, and the length at which."""
+    config: Any = getattr(hf, "config", None)
+    if config is None:
+        return None
+    config = config.get_text_config(decoder=True)
+    given = getattr(config, "rope_parameters", None) or {}
+    for parameters in (given, *(value for value in given.values() if isinstance(value, Mapping))):  # or by layer type
+        kind = str(parameters.get("rope_type", ""))
+        if kind == "longrope":
+            return kind, int(parameters["original_max_position_embeddings"])
+        if "dynamic" in kind:
+            return kind, int(config.max_position_embeddings)
+    return None
+
+
+def _one_rotation(
+    model: Model, turns: tuple[str, int], mask: Int[Tensor, "batch past_and_pos"] | None, past: int, total: int
+) -> None:
+    """Refuse a pass in which keys of one rotary embedding would meet queries of another.
+
+    A library that picks frequencies by the longest row of each pass turns the keys of earlier pieces, and of shorter
+    rows, as they are not turned alone. `dynamic` frequencies even depend on what was run before.
+    """
+    kind, limit = turns
+    longest, shortest, before = total, total, past
+    if mask is not None:
+        lengths = mask.sum(dim=-1)
+        longest, shortest, before = int(lengths.max()), int(lengths.min()), int(mask[:, :past].sum(dim=-1).min())
+    mixed = kind != "longrope" or shortest <= limit or (past > 0 and before <= limit)
+    if longest > limit and mixed:
+        raise CapabilityError(
+            f"The rotary embedding of {model.name!r} ({kind}) is another one in texts of more than {limit} tokens, so "
+            f"a text of {longest} cannot be read in pieces, from a cache or beside a shorter one; keep to {limit}."
+        )
+
+
+def _no_cache(hf: nn.Module, parameters: Mapping[str, Any]) -> str:
+    """Why a plain cache of keys and values does not serve this model; "" where it does."""
+    if "past_key_values" not in parameters:
+        return "it takes none"
+    config: Any = getattr(hf, "config", None)
+    own = DynamicCache(config=config.get_text_config(decoder=True)) if config is not None else DynamicCache()
+    states = [i for i, layer in enumerate(own.layers) if hasattr(layer, "update_conv_state")]
+    if states:
+        return f"{len(states)} of its {len(own.layers)} layers carry a state (convolution, Mamba, linear attention)"
+    return ""

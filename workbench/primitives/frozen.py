@@ -55,10 +55,6 @@ class FrozenPaths:
     straight: bool
     sent_at: Bool[Tensor, "n pos"]
 
-    @property
-    def device(self) -> torch.device:
-        return self.base.logits.device
-
     def patched(
         self, units: Sequence[Unit], rows: Int[Tensor, " batch"], received_at: Bool[Tensor, "n pos"]
     ) -> Float[Tensor, "batch vocab"]:
@@ -75,42 +71,43 @@ class FrozenPaths:
         for row, unit in enumerate(units):
             for part in unit:
                 members.setdefault(part, []).append(row)
-        where = self.sent_at[rows][:, columns].to(self.device)
-        here, there = rows.to(self.device), self.take[rows].to(self.device)
+        where, there = self.sent_at[rows][:, columns], self.take[rows]
         sent = _Sent()
         for (layer, head), some in members.items():
             if head == MLP:
                 told = torch.zeros_like(where)
                 told[some] = where[some]
-                sent.mlp[layer] = (self.other.mlp[layer][there][:, columns], told)
+                sent.mlp[layer] = (_at(self.other.mlp[layer], there)[:, columns], told)
                 continue
             z_orig, z_new = self.base.kept[z_name(layer)], self.other.kept[z_name(layer)]
-            dz = (z_new[there[some], :, head] - z_orig[here[some], :, head])[:, columns]
-            dz = torch.where(where[some][..., None], dz, 0)
+            dz = (_at(z_new[:, :, head], there[some]) - _at(z_orig[:, :, head], rows[some]))[:, columns]
+            dz = torch.where(where[some][..., None].to(dz.device), dz, 0)
             d = writes(self.model, layer, dz[:, :, None], [head])
             if layer not in sent.attn:
                 sent.attn[layer] = d.new_zeros(len(units), *d.shape[1:])
             sent.attn[layer][some] += d
         return sent
 
-    def _added(self, sent: _Sent, below: int, rows: Tensor, *, last_only: bool = False) -> Tensor | None:
-        """What the senders in layers below add to the stream, where it takes that as it is; None for nothing."""
+    def _stream(self, sent: _Sent, at: int, rows: Tensor, *, last_only: bool = False) -> Tensor:
+        """What enters block `at` with what the senders below add, where the stream takes that as it is."""
         columns = slice(-1, None) if last_only else slice(None)
-        total = [d for layer, d in sent.attn.items() if layer < below]
+        stream = _at(self.base.stream[at], rows)[:, columns]
+        total = [d for layer, d in sent.attn.items() if layer < at]
         for layer, (value, told) in sent.mlp.items():
-            if layer < below:
-                orig = self.base.mlp[layer][rows.to(self.device)][:, columns]
-                total.append(torch.where(told[..., None], value - orig, 0))
-        return sum(total[1:], total[0]) if total else None
+            if layer < at:
+                orig = _at(self.base.mlp[layer], rows)[:, columns]
+                total.append(torch.where(told[..., None].to(value.device), value - orig, 0))
+        if not total:
+            return stream
+        total = [d.to(stream.device) for d in total]
+        return stream + sum(total[1:], total[0])
 
     def _into_logits(self, units: Sequence[Unit], rows: Tensor) -> Float[Tensor, "batch vocab"]:
         """Pass 2 to its end: with all attention frozen, the last column depends on itself alone."""
         sent = self._sent(units, rows, last_only=True)
         n_layers = self.model.n_layers
         if self.straight:
-            final = self.base.stream[n_layers][rows.to(self.device)][:, -1:]
-            added = self._added(sent, n_layers, rows, last_only=True)
-            final = final if added is None else final + added
+            final = self._stream(sent, n_layers, rows, last_only=True)
             return _some(run_from(self.model, self.base, n_layers, rows, stream=final))
         start = min(layer for unit in units for layer, _ in unit)
         swaps = self._shut(range(start, n_layers), rows, sent, last_only=True)
@@ -124,9 +121,7 @@ class FrozenPaths:
         ear = _Ear(self.listeners)
         if self.straight:
             for layer in listening:
-                stream = self.base.stream[layer][rows.to(self.device)]
-                added = self._added(sent, layer, rows)
-                stream = stream if added is None else stream + added
+                stream = self._stream(sent, layer, rows)
                 ear.expect(layer)
                 swaps = self._shut([layer], rows, sent, ear)
                 run_from(self.model, self.base, layer, rows, stream=stream, hooks=ear.hooks([layer]), swaps=swaps)
@@ -149,10 +144,10 @@ class FrozenPaths:
     ) -> dict[nn.Module, Callable[..., Any]]:
         """Replacements that freeze attention (and MLPs) but for the senders, while receivers compute what they get."""
         swaps: dict[nn.Module, Callable[..., Any]] = {}
-        at, columns = rows.to(self.device), slice(-1, None) if last_only else slice(None)
+        columns = slice(-1, None) if last_only else slice(None)
         for layer in layers:
             block = self.model.bridge.blocks[layer]
-            output = _rows(self.base.attn[layer], at, columns, sent.attn.get(layer))
+            output = _rows(self.base.attn[layer], rows, columns, sent.attn.get(layer))
             closed = frozen(self.base, block.attn, output)
             listens = ear is not None and any((layer, part) in self.listeners for part in "qkv")
             swaps[block.attn] = _after(block.attn.forward, closed) if listens else closed
@@ -161,7 +156,7 @@ class FrozenPaths:
                 continue
             said: Callable[..., Any] | None = None
             if self.mlps == "freeze" and layer in self.base.mlp:
-                said = frozen(self.base, mlp, _rows(self.base.mlp[layer], at, columns))
+                said = frozen(self.base, mlp, _rows(self.base.mlp[layer], rows, columns))
             if layer in sent.mlp:
                 said = exchanged_rows(self.base, mlp, said or mlp.forward, *sent.mlp[layer])
             if ear is not None and (layer, "mlp") in self.listeners:
@@ -172,7 +167,6 @@ class FrozenPaths:
 
     def _third_pass(self, heard: dict[Key, Tensor], rows: Tensor, where: Bool[Tensor, "batch pos"]) -> Tensor:
         """The base run with only the receivers' values replaced."""
-        where = where.to(self.device)
         hooks: list[Hook] = []
         swaps: dict[nn.Module, Callable[..., Any]] = {}
         for (layer, part), value in heard.items():
@@ -243,9 +237,14 @@ class _Ear:
             raise _LayerHeard
 
 
-def _rows(values: Tensor, at: Tensor, columns: slice, added: Tensor | None = None) -> Callable[[], Tensor]:
+def _at(values: Tensor, rows: Int[Tensor, " batch"]) -> Tensor:
+    """Some rows of what one layer left, on that layer's device."""
+    return values[rows.to(values.device)]
+
+
+def _rows(values: Tensor, rows: Tensor, columns: slice, added: Tensor | None = None) -> Callable[[], Tensor]:
     """Rows of a recorded output, taken when the module is called, so that only one layer's exist at a time."""
-    return lambda: values[at][:, columns] if added is None else values[at][:, columns] + added
+    return lambda: _at(values, rows)[:, columns] if added is None else _at(values, rows)[:, columns] + added
 
 
 def _after(call: Callable[..., Any], closed: Callable[..., Any]) -> Callable[..., Any]:
@@ -270,7 +269,7 @@ def exchanged_rows(
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
         own = hidden_out(call(*args, **kwargs))
-        mixed = torch.where(where[..., None], value, own.view_as(value)).view_as(own)
+        mixed = torch.where(where[..., None].to(own.device), value, own.view_as(value)).view_as(own)
         return frozen(run, module, lambda: mixed)()
 
     return replacement
@@ -279,7 +278,8 @@ def exchanged_rows(
 def _put(index: list[int], value: Tensor, where: Tensor) -> Callable[[Tensor, Any], Tensor]:
     def edit(activation: Tensor, _: Any) -> Tensor:
         activation = activation.clone()
-        activation[:, :, index] = torch.where(where[..., None, None], value, activation[:, :, index])
+        told = where[..., None, None].to(activation.device)
+        activation[:, :, index] = torch.where(told, value, activation[:, :, index])
         return activation
 
     return edit

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.errors import CapabilityError
-from workbench.primitives.suffix import agree
+from workbench.primitives.suffix import agree, tolerance_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +32,13 @@ class LinearNorm:
     Attributes:
         weight, bias: w (up to a factor that s takes up) and b.
         centres: whether the mean is taken off.
+        tolerance: of the norm's own rounding, relative; None for that of float32.
     """
 
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
     centres: bool
+    tolerance: float | None = None
 
     def scale(self, a: Float[Tensor, "n d_model"], out: Float[Tensor, "n d_model"]) -> Float[Tensor, "n 1"]:
         """s of every row, from what the norm made of it.
@@ -47,7 +49,7 @@ class LinearNorm:
         linear, moved = self.weight * self.centred(a), out - self.bias
         size = (linear * linear).sum(-1, keepdim=True)
         found = torch.where(size > 0, (linear * moved).sum(-1, keepdim=True) / size.clamp(min=1e-30), 0.0)
-        if not agree(found * linear, moved):
+        if not agree(found * linear, moved, tolerance=self.tolerance):
             raise CapabilityError("A norm of this model is neither a LayerNorm nor an RMSNorm, so it cannot be split.")
         return found
 
@@ -72,9 +74,10 @@ def measure(norm: Callable[[Tensor], Tensor] | nn.Module, width: int, like: Tens
     probe = (_LARGE * sign).to(like.dtype)[None, None]
 
     def out(value: Tensor) -> Tensor:
-        made = norm(value)[0, 0]
+        made = norm(value)[0, 0].to(like.device)
         return made.to(torch.promote_types(made.dtype, torch.float32))
 
     with torch.no_grad():
         up, down, shifted = out(probe), out(-probe), out(probe + _LARGE / 2)
-    return LinearNorm((up - down) / 2 * sign, (up + down) / 2, agree(shifted, up))
+    tolerance = tolerance_beside(like.dtype)
+    return LinearNorm((up - down) / 2 * sign, (up + down) / 2, agree(shifted, up, tolerance=tolerance), tolerance)

@@ -139,7 +139,7 @@ def _reading(call: Callable[..., Any], given: Tensor) -> Callable[..., Any]:
     """A block that reads `given`, whatever it is called with."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = with_hidden(args, kwargs, given)
+        args, kwargs = with_hidden(args, kwargs, given.to(hidden_in(args, kwargs).device))
         return call(*args, **kwargs)
 
     return run
@@ -214,6 +214,11 @@ def agree(got: Tensor, want: Tensor, *, tolerance: float | None = None) -> bool:
         tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(want.dtype, 5e-2)
     scale = want.double().abs().max().clamp(min=1e-6)
     return bool(((got.double() - want.double()).abs().max() / scale) <= tolerance)
+
+
+def tolerance_beside(dtype: torch.dtype) -> float | None:
+    """Of `agree`, where float32 arithmetic meets what a model computed in `dtype`; None: float32 rounding."""
+    return None if dtype in (torch.float32, torch.float64) else 5e-2
 
 
 def _measure(model: Model) -> bool:
@@ -292,5 +297,6 @@ __all__ = [
     "resumes_exactly",
     "run_from",
     "some_tokens",
+    "tolerance_beside",
     "writes",
 ]

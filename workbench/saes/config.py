@@ -136,6 +136,8 @@ def _architecture(given: Mapping[str, Any], where: str, *, flat: bool) -> tuple[
     architecture = given.get("architecture", "standard" if flat else None)
     activation = given.get("activation_fn", "relu")
     options = given.get("activation_fn_kwargs") or {}
+    if not isinstance(options, Mapping):
+        raise InputError(f"{where}: activation_fn_kwargs is {options!r}, not an object of settings; correct it.")
     if activation == "topk" and architecture in ("standard", "topk"):  # how files before version 6 say it
         architecture, k = "topk", options.get("k", given.get("k"))
     elif architecture in ARCHITECTURES and activation == "relu":
@@ -144,7 +146,7 @@ def _architecture(given: Mapping[str, Any], where: str, *, flat: bool) -> tuple[
         raise InputError(f"{where}: the activation function {activation!r} is not known here; relu and topk are.")
     else:
         # a name that SAELens knows is no slip of the pen for another one
-        hint = "" if architecture in _UNSUPPORTED else did_you_mean(str(architecture), ARCHITECTURES)
+        hint = "" if str(architecture) in _UNSUPPORTED else did_you_mean(str(architecture), ARCHITECTURES)
         raise InputError(
             f"{where}: the architecture {architecture!r} is not known here.{hint} Known: {', '.join(ARCHITECTURES)}."
         )

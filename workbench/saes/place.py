@@ -40,12 +40,14 @@ class Place:
         kind: `resid_pre`, `resid_post`, `attn_out`, `mlp_out` or `z`.
         layer: of the block.
         shape: of one activation: `(d_model,)`, or `(n_heads, d_head)` at z.
+        home: where autoencoders compute: with the tokens, wherever the layer is.
     """
 
     name: str
     kind: str
     layer: int
     shape: tuple[int, ...]
+    home: torch.device
 
     @property
     def width(self) -> int:
@@ -58,14 +60,14 @@ class Place:
         return self.layer + 1
 
     def flat(self, value: Tensor) -> Float[Tensor, "batch pos d_in"]:
-        """An activation as autoencoders read it, float32 or better."""
-        return value.flatten(2).to(torch.promote_types(value.dtype, torch.float32))
+        """An activation as autoencoders read it, float32 or better, at home."""
+        return value.flatten(2).to(self.home, torch.promote_types(value.dtype, torch.float32))
 
     def edit(self, change: Callable[[Float[Tensor, "batch pos d_in"]], Tensor]) -> Hook:
         """A hook that puts `change(activation)` in the place of the activation."""
 
         def put(value: Tensor, _: Any) -> Tensor:
-            return change(self.flat(value)).to(value.dtype).reshape(value.shape)
+            return change(self.flat(value)).to(value.device, value.dtype).reshape(value.shape)
 
         return self.name, put
 
@@ -92,7 +94,7 @@ def find_place(model: Model, hook_name: str) -> Place:
             )
     with torch.no_grad():
         seen = capture(model, some_tokens(model, batch=1), [hook_name], stop_at_layer=layer + 1)
-    return Place(hook_name, kind, layer, tuple(seen[hook_name].shape[2:]))
+    return Place(hook_name, kind, layer, tuple(seen[hook_name].shape[2:]), model.device)
 
 
 def fit(model: Model, sae: Sae, *, any_basis: bool = False) -> Place:

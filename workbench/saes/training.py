@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.primitives.sweep.checkpoint import seal, unseal
 from workbench.progress import bar
 from workbench.saes.config import SaeConfig
 from workbench.saes.files import write_whole
@@ -112,7 +113,7 @@ def train(
                 state.page, state.row, vectors = state.page + 1, 0, None
             shown.update(1)
             if file is not None and state.step % options.checkpoint_every == 0 and state.step < options.steps:
-                write_whole(file, _dump(state))
+                write_whole(file, _dump(state, file.name))
     if file is not None:
         file.unlink(missing_ok=True)
     sae = _finished(state, options, hook_name, metadata or {}, basis)
@@ -263,26 +264,21 @@ def _key(pages: Pages, options: TrainOptions, seed: int) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _dump(state: _State) -> bytes:
-    from safetensors.torch import save
-
+def _dump(state: _State, name: str) -> bytes:
     groups = {"weights": state.weights, "first": state.first, "second": state.second}
     tensors = {f"{group}.{name}": w.cpu().contiguous() for group, held in groups.items() for name, w in held.items()}
     tensors["last_active"] = state.last_active.cpu()
     tensors["history"] = torch.tensor(state.history, dtype=torch.float64).reshape(-1, len(_HISTORY))
     tensors["scale"] = torch.tensor(state.scale, dtype=torch.float64)
     tensors["counters"] = torch.tensor([state.step, state.page, state.row])
-    return save(tensors)
+    return seal(tensors, name)
 
 
 def _load(file: Path | None) -> _State | None:
     """A state left behind; None when there is none, or not a whole one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
-        held = load(file.read_bytes()) if file is not None else None
-    except (OSError, SafetensorError):
+        held = unseal(file.read_bytes(), file.name) if file is not None else None
+    except OSError:
         return None
     if held is None:
         return None

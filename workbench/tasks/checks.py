@@ -7,7 +7,7 @@ what a needle, a tokenizer or a model is.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,15 @@ def known_keys(given: Iterable[str], known: Collection[str], *, where: str) -> N
         if key not in known:
             hint = did_you_mean(str(key), known)
             raise InputError(f"{where} has an unknown key {key!r}.{hint} Known keys: {', '.join(sorted(known))}.")
+
+
+def distinct_ids(ids: Sequence[str], origins: Sequence[str]) -> None:
+    """Refuse two samples of one id, by where they stand."""
+    seen: dict[str, str] = {}
+    for name, origin in zip(ids, origins, strict=True):
+        if name in seen:
+            raise InputError(f"{seen[name]} and {origin} share the id {name!r}; ids must differ.")
+        seen[name] = origin
 
 
 def whole_number(value: Any, *, what: str, least: int = 1) -> int:

@@ -37,7 +37,7 @@ def check_context(model: Any, n_prompt: int, n_answer: int, *, where: str, remed
 
 
 def _sample(model: Any, row: Any, index: int, match: NeedleMatch, origin: str, around: Frame) -> NeedleSample:
-    from workbench.models import encode
+    from workbench.models import encode, unknown_id
 
     name = row.get("id") if isinstance(row, Mapping) else None
     where = origin if name is None else f"{origin} ({name!r})"
@@ -66,6 +66,8 @@ def _sample(model: Any, row: Any, index: int, match: NeedleMatch, origin: str, a
     span = token_span(encoded.offsets, shift + start, shift + stop)
     if span is None:
         raise InputError(f"{where}: the tokenizer drops every character of the needle {text!r}; choose another needle.")
+    if unknown_id(model) in encoded.ids[slice(*span)]:
+        raise InputError(f"{where}: the model's vocabulary lacks a word of the needle {text!r}; choose words it knows.")
     n = len(encoded.ids)
     question = (max(span[1], n - QUESTION_TOKENS), n)
     if row.get("question") is not None:
@@ -127,13 +129,7 @@ def from_samples(
         _sample(model, row, i, match, origin, around)
         for i, (row, origin) in enumerate(zip(samples, origins, strict=True))
     )
-    seen: dict[str, int] = {}
-    for index, sample in enumerate(made):
-        if sample.id in seen:
-            raise InputError(
-                f"{origins[seen[sample.id]]} and {origins[index]} share the id {sample.id!r}; ids must differ."
-            )
-        seen[sample.id] = index
+    checks.distinct_ids([sample.id for sample in made], origins)
     recipe: dict[str, Any] = {"samples": [dict(row) for row in samples], "needle_match": needle_match}
     if template is not None:
         recipe["template"] = template

@@ -240,13 +240,7 @@ def images_from_samples(
         _sample(row, i, origin, slot, template, base_dir)
         for i, (row, origin) in enumerate(zip(samples, origins, strict=True))
     )
-    seen: dict[str, int] = {}
-    for index, sample in enumerate(made):
-        if sample.id in seen:
-            raise InputError(
-                f"{origins[seen[sample.id]]} and {origins[index]} share the id {sample.id!r}; ids must differ."
-            )
-        seen[sample.id] = index
+    checks.distinct_ids([sample.id for sample in made], origins)
     if meta is None:
         meta = {"samples": [_recorded(row, sample) for row, sample in zip(samples, made, strict=True)]}
         if template is not None:

@@ -270,7 +270,7 @@ def needle(
     Example:
         >>> data = needle(model, n=20, lengths=(128, 256))  # doctest: +SKIP
     """
-    from workbench.models import bos_id, encode
+    from workbench.models import bos_id, encode, unknown_id
 
     n = checks.whole_number(n, what="n")
     lengths = checks.numbers(lengths, what="lengths", low=1, whole=True)
@@ -293,7 +293,7 @@ def needle(
     around = frame(model, template)
     if template is not None:
         recipe["template"] = template
-    unknown = getattr(tokenizer, "unk_token_id", None)
+    unknown = unknown_id(tokenizer)
     made = [_check_needle(model, row, index, unknown, around.after) for index, row in enumerate(rows)]
     if needles is not None:
         recipe["needles"] = str(needles) if isinstance(needles, str | Path) else [dict(row) for row in rows]

@@ -195,14 +195,7 @@ def pairs_from_samples(
             first = first or error
     if first is not None and not made:
         raise InputError(f"None of the {len(pairs)} pairs is usable with this tokenizer. {first}")
-    origins = kept
-    seen: dict[str, int] = {}
-    for index, pair in enumerate(made):
-        if pair.id in seen:
-            raise InputError(
-                f"{origins[seen[pair.id]]} and {origins[index]} share the id {pair.id!r}; ids must differ."
-            )
-        seen[pair.id] = index
+    checks.distinct_ids([pair.id for pair in made], kept)
     recipe: dict[str, Any] = {"pairs": [dict(row) for row in pairs]}
     if template is not None:
         recipe["template"] = template
@@ -255,7 +248,7 @@ def _pair(model: Any, row: Any, index: int, origin: str, around: Frame) -> PairS
 
 def _first_token(model: Any, prompt: str, ids: tuple[int, ...], text: str, key: str, where: str) -> int:
     """The token that `text` adds first to `prompt` when the two are tokenised together."""
-    from workbench.models import encode
+    from workbench.models import encode, unknown_id
 
     joint = tuple(encode(model, prompt + text).ids)
     if joint[: len(ids)] != ids:
@@ -265,4 +258,6 @@ def _first_token(model: Any, prompt: str, ids: tuple[int, ...], text: str, key: 
         )
     if len(joint) == len(ids):
         raise InputError(f"{where}: {key} {text!r} adds no token to the prompt; give it text the tokenizer keeps.")
+    if joint[len(ids)] == unknown_id(model):
+        raise InputError(f"{where}: the model's vocabulary lacks the {key} {text!r}; choose a word it knows.")
     return joint[len(ids)]

@@ -323,11 +323,9 @@ def _plain(text: str) -> str:
 
 
 def _tokens(model: Any, text: str) -> tuple[int, ...]:
-    from workbench.models import encode
+    from workbench.models import encode, unknown_id
 
-    encoded = encode(model, text)
-    tokenizer = getattr(model, "tokenizer", model)
-    unknown = getattr(tokenizer, "unk_token_id", None)
+    encoded, unknown = encode(model, text), unknown_id(model)
     missing: Sequence[str] = [text[a:b] for i, (a, b) in zip(encoded.ids, encoded.offsets, strict=True) if i == unknown]
     if missing and any(word.strip() for word in missing):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,21 +26,22 @@ def spot_check(work: Work, found: Found, seed: int) -> tuple[pd.DataFrame, dict[
 
     from workbench.primitives.attribution import exact_edges, exact_nodes
 
-    entries, score, facts = _entries(work, found)
+    score, entry = _entries(work, found)
     k, order = work.params.spot_check, np.argsort(-np.abs(score), kind="stable")
     others = np.random.default_rng([seed, 1]).permutation(order[k:])[:k]
     chosen = [*order[:k].tolist(), *others.tolist()]
     if not chosen:
         return pd.DataFrame({"approximate": [], "exact": []}), {"n": 0}
+    entries, facts = zip(*map(entry, chosen), strict=True)
     measure: Any = exact_nodes if found.edges is None else exact_edges
     exact = np.full((len(chosen), len(work.two.lengths)), np.nan)
     with bar(len(work.two.lengths), "exact spot check") as shown:
         for rows, batch in work.batches():
             runs = batch.pop("base"), batch.pop("other")
-            exact[:, rows] = measure(work.model, *runs, [entries[i] for i in chosen], **batch).double().numpy()
+            exact[:, rows] = measure(work.model, *runs, entries, **batch).double().numpy()
             shown.update(len(rows))
     shares = (exact / found.gap).T
-    frame = pd.DataFrame([facts[i] for i in chosen])
+    frame = pd.DataFrame(facts)
     frame["chosen"] = ["top"] * len(order[:k]) + ["random"] * len(others)
     frame["approximate"] = score[chosen]
     frame["exact"], frame["exact_stderr"] = stats.mean(shares), stats.stderr(shares)
@@ -61,17 +63,21 @@ def agreement(frame: pd.DataFrame) -> dict[str, Any]:
     return {"n": len(frame), **{key: None if np.isnan(value) else value for key, value in made.items()}}
 
 
-def _entries(work: Work, found: Found) -> tuple[list[Any], np.ndarray, list[dict[str, Any]]]:
-    """Everything that has a score: what the primitives take, the score, and columns that name it."""
+def _entries(work: Work, found: Found) -> tuple[np.ndarray, Callable[[int], tuple[Any, dict[str, Any]]]]:
+    """Scores of everything that has one; and of the i-th what the primitives take, and columns that name it."""
     from workbench.primitives.attribution import Node
 
     if found.edges is not None:
-        score = found.edges.score
-        places = np.argwhere(found.edges.graph.exists() & ~np.isnan(score))
-        edges = [(found.edges.graph.senders[s], found.edges.graph.receivers[r]) for s, r in places]
-        return edges, score[tuple(places.T)], [edge_facts(work.model, *edge) for edge in edges]
+        graph, score = found.edges.graph, found.edges.score
+        places = np.argwhere(graph.exists() & ~np.isnan(score))  # close to a million in a model of 7B weights
+
+        def edge(i: int) -> tuple[Any, dict[str, Any]]:
+            ends = graph.senders[places[i, 0]], graph.receivers[places[i, 1]]
+            return ends, edge_facts(work.model, *ends)
+
+        return score[tuple(places.T)], edge
     heads, mlps = stats.mean(found.share(found.heads)), stats.mean(found.share(found.mlps))
     nodes = [Node("head", int(layer), int(head)) for layer, head in np.argwhere(~np.isnan(heads))]
     nodes += [Node("mlp", int(layer)) for layer in np.flatnonzero(~np.isnan(mlps))]
     score = np.array([heads[n.layer, n.head] if n.kind == "head" else mlps[n.layer] for n in nodes])
-    return nodes, score, [{"kind": n.kind, "layer": n.layer, "head": n.head} for n in nodes]
+    return score, lambda i: (nodes[i], {"kind": nodes[i].kind, "layer": nodes[i].layer, "head": nodes[i].head})

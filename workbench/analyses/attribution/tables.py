@@ -70,20 +70,27 @@ def edges_table(model: Model, edges: EdgeSums) -> pd.DataFrame:
     import pandas as pd
 
     at = np.nonzero(edges.graph.exists())
-    senders, receivers = edges.graph.senders, edges.graph.receivers
-    rows = [edge_facts(model, senders[s], receivers[r]) for s, r in zip(*at, strict=True)]
+    senders = pd.DataFrame([sender_facts(sender) for sender in edges.graph.senders])
+    receivers = pd.DataFrame([receiver_facts(model, receiver) for receiver in edges.graph.receivers])
+    named = [frame.iloc[rows].reset_index(drop=True) for frame, rows in zip((senders, receivers), at, strict=True)]
     numbers = {"score": edges.score[at], "stderr": edges.stderr[at], "raw_effect": edges.raw_effect[at]}
-    return pd.DataFrame(rows).assign(**numbers, n=edges.n)
+    return pd.concat(named, axis=1).assign(**numbers, n=edges.n)
 
 
 def edge_facts(model: Model, sender: Node, receiver: Receiver) -> dict[str, Any]:
-    """Columns that name an edge. q is read by a head; k and v by a kv group, so their `receiver_head` is -1."""
+    """Columns that name an edge."""
+    return {**sender_facts(sender), **receiver_facts(model, receiver)}
+
+
+def sender_facts(sender: Node) -> dict[str, Any]:
+    return {"sender_kind": sender.kind, "sender_layer": sender.layer, "sender_head": sender.head}
+
+
+def receiver_facts(model: Model, receiver: Receiver) -> dict[str, Any]:
+    """q is read by a head; k and v by a kv group, so their `receiver_head` is -1."""
     head = receiver.index if receiver.kind == "q" else -1
     group = receiver.index if receiver.kind in ("k", "v") else model.kv_group(head) if head >= 0 else -1
     return {
-        "sender_kind": sender.kind,
-        "sender_layer": sender.layer,
-        "sender_head": sender.head,
         "receiver_input": receiver.kind,
         "receiver_layer": receiver.layer,
         "receiver_head": head,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.analyses.base import KNOWN, Analysis, Finding, Result
+from workbench.analyses.base import KNOWN, Analysis, Finding, Result, stages
 from workbench.analyses.circuit.graph import CircuitGraph, Edge, Node
 from workbench.analyses.circuit.params import CircuitParams, FaithfulnessParams
 
@@ -66,7 +66,6 @@ def run(model: Model, data: PairDataset, params: CircuitParams, seed: int) -> Re
         nodes, edges = CircuitGraph(group=model.n_heads // model.n_kv_heads).to_frames()
         tables |= {"nodes": nodes, "edges": edges}
         summary |= {"heads": [], "n_heads": 0, "n_edges": 0}
-    ends = zip(seconds[1:], seconds, strict=False)
     return Result(
         analysis="circuit",
         heads=heads,
@@ -76,7 +75,7 @@ def run(model: Model, data: PairDataset, params: CircuitParams, seed: int) -> Re
         tables=tables,
         arrays=arrays,
         summary=summary,
-        timing={name: end - before for (name, end), (_, before) in ends},
+        timing=stages(seconds),
         seed=seed,
     )
 

@@ -82,7 +82,7 @@ class Measured:
         passes = self.passes[receiver]
         found = []
         for s in np.flatnonzero(passes[rows].any(axis=0)):
-            best = max(rows, key=lambda v: abs(mean[v, s]))
+            best = max(rows, key=lambda v: -1.0 if np.isnan(mean[v, s]) else abs(mean[v, s]))
             seen = tuple(self.views[v] for v in rows if passes[v, s])
             effect, stderr = float(mean[best, s]), float(error[best, s])
             found.append(Edge(self.senders[s], receiver, effect, stderr, self.stage[receiver], self.views[best], seen))

@@ -129,7 +129,8 @@ def _attention(
         rows = slice(start, min(start + size, n))
         mask = None if run.mask is None else run.mask[rows]
         seen = capture(model, run.tokens[rows], list(hooks.values()), attention_mask=mask)
-        stacked = torch.stack([seen[hooks[layer]][:, head].float() for layer, head in heads], dim=1).cpu().numpy()
+        rows_of = [seen[hooks[layer]][:, head].float().to(run.tokens.device) for layer, head in heads]
+        stacked = torch.stack(rows_of, dim=1).cpu().numpy()
         for key, queries in classes.items():
             for row in range(start, rows.stop):
                 shift, pattern = int(padding[row]), stacked[row - start]  # [head, query, key]
@@ -174,7 +175,8 @@ def _copying(
         for h, (layer, head) in enumerate(heads):
             v = torch.cat(seen[values[layer]])[at, columns, model.kv_group(head)]  # [case, d_head]
             added = writes(model, layer, v[:, None], [head])  # [case, d_model]
-            final = run.stream[model.n_layers][at.to(v.device)][:, -1:] + added[:, None]
+            last = run.stream[model.n_layers]
+            final = last[at.to(last.device)][:, -1:] + added[:, None].to(last.device)
             logits = run_from(model, run, model.n_layers, at, stream=final)
             assert logits is not None
             change = (logits[:, answers].float() - here).cpu()

@@ -106,7 +106,9 @@ def _steers(graph: CircuitGraph, name: str, movers: set[str], seen: Mapping[str,
 
 def _looks(seen: Mapping[str, float]) -> Role:
     """The role of the class a head attends to most."""
-    sizes = {role: np.nan_to_num(seen.get(where, 0.0)) for role, where in _WHERE.items()}
+    sizes = {role: float(seen[where]) for role, where in _WHERE.items() if not np.isnan(seen.get(where, np.nan))}
+    if not sizes:
+        return Role("other", "attention to none of the classes is defined in these prompts")
     best = max(sizes, key=lambda role: sizes[role])
     basis = ", ".join(f"{_WHERE[role].replace('>', ' to ')} {size:.2f}" for role, size in sizes.items())
     return Role(best if sizes[best] >= ATTENDS else "other", f"attention from {basis}")

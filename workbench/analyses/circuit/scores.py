@@ -61,7 +61,8 @@ def attribution(model: Model, views: Views, params: CircuitParams) -> Measured:
                 path=integration_path(params.steps, from_other=True),
             )
             scores[v, rows] = view.share(made.scores.double().numpy())
-    mean = np.where(exists, np.nan_to_num(scores.mean(axis=1)), 0.0)  # [view, sender, receiver]
+    counted = np.maximum((~np.isnan(scores)).sum(axis=1), 1)  # one undefined prompt takes no edge away
+    mean = np.where(exists, np.nansum(scores, axis=1) / counted, 0.0).astype(np.float32)  # [view, sender, receiver]
     cutoff = -np.sort(-np.abs(mean).reshape(len(mean), -1), axis=1)[:, min(n_edges, int(exists.sum())) - 1]
     chosen = (np.abs(mean) >= cutoff[:, None, None]) & (np.abs(mean) > 0) & exists
     for r, what in enumerate(graph.receivers):

@@ -4,10 +4,11 @@
                 between the two runs, signed (negative: it works against the answer)
     null        mean effect, on the same receiver and under the same view, of the layer's heads outside the circuit (of
                 the other layers', where there are none): a matched random head
-    null_p, q   two-sided, by flipping signs over prompts; q over heads
+    null_p, q   two-sided, by flipping signs over prompts, times the number of receivers and views whose strongest the
+                score is (Bonferroni); q over heads
 
-A score is the largest of several, so on its own it is larger than zero by chance; the null is one question's, so the p
-of a head outside the circuit is a little too small. What joins the circuit is decided by `discover`, not by these.
+A score is the largest of several, so on its own it is larger than zero by chance. What joins the circuit is decided by
+`discover`, not by these.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def head_table(
     n = next(iter(found.share.values())).shape[2]
     score, null = np.full((n, *shape), np.nan), np.full((n, *shape), np.nan)
     view, receiver = np.full(shape, "", dtype=object), np.full(shape, "", dtype=object)
-    direct = np.full(shape, np.nan)
+    direct, asked = np.full(shape, np.nan), np.ones(shape)
     row_of = {name: s for s, name in enumerate(found.senders)}
     receivers = list(found.share)
     means = np.stack([found.mean(name) for name in receivers])  # [receiver, view, sender]
@@ -49,16 +50,17 @@ def head_table(
             s = row_of.get(names[layer][head])
             if s is None or np.isnan(means[:, :, s]).all():
                 continue
+            asked[layer, head] = (~np.isnan(means[:, :, s])).sum()  # the strongest of so many is no single test
             r, v = np.unravel_index(np.nanargmax(np.abs(means[:, :, s])), means.shape[:2])
             score[:, layer, head] = found.share[receivers[r]][v, s]
             others = _matched(found, means[r, v], names, layer, head, graph)
-            null[:, layer, head] = np.nanmean(found.share[receivers[r]][v][others], axis=0) if others else 0.0
+            null[:, layer, head] = np.nanmean(found.share[receivers[r]][v][others], axis=0) if others else np.nan
             view[layer, head], receiver[layer, head] = found.views[v], receivers[r]
             if LOGITS in found.share:
                 to_logits = means[receivers.index(LOGITS), :, s]
                 direct[layer, head] = to_logits[np.nanargmax(np.abs(to_logits))]
     low, high = stats.bootstrap_ci(score, n_boot=params.bootstrap, seed=seed)
-    null_p = stats.sign_flip_p(score - null, alternative="two-sided", seed=seed)
+    null_p = np.minimum(1.0, stats.sign_flip_p(score - null, alternative="two-sided", seed=seed) * asked)
     node: dict[str, Any] = dict.fromkeys(name for row in names for name in row)
     node |= {one.name: one for one in graph.nodes if one.kind == "head"}
     inside = np.array([[node[name] is not None for name in row] for row in names])

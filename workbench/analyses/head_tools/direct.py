@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from workbench.tasks.pairs import PairDataset
 
 _PROMPTS_AT_ONCE = 64
+_COLUMNS_AT_ONCE = 4096  # of the vocabulary
 
 
 class DirectParams(PromptParams):
@@ -102,8 +103,7 @@ def run(model: Model, data: PairDataset, params: DirectParams, seed: int) -> Res
         fingerprint=model.fingerprint,
         basis=model.basis,
         higher_is_more=True,
-    )
-    table = HeadTable({**table.columns, "q": stats.benjamini_hochberg(table["null_p"])}, table.meta, shape=table.shape)
+    ).with_q()
     rows = []
     for name, values in found.others.items():
         rows.append({"component": name, "score": values.mean(), "stderr": float(stats.stderr(values))})
@@ -199,48 +199,52 @@ def _part(model: Model, batch: Any, noise: Tensor) -> Direct:
     mask = batch.mask.long().to(model.device) if batch.padded else None
     with hooked(model, [(name, keep(name)) for name in names], copy=False):
         logits = forward(model, batch.clean.to(model.device), attention_mask=mask, logits_to_keep=1).logits[:, -1]
-    answer, wrong = batch.answer.to(model.device), batch.wrong.to(model.device)
-    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    weight, bias = _unembedding(model)
+    top = weight.device  # of the unembedding; each layer's part is taken on the layer's own
+    answer, wrong = batch.answer.to(top), batch.wrong.to(top)
 
-    def split(norm: Any, a: Tensor, out: Tensor | None = None) -> tuple[Any, Tensor]:
+    def normed(norm: Any, a: Tensor) -> Tensor:
+        return wide(norm(a.to(model.dtype)[:, None])[:, 0]).to(a.device)
+
+    def split(norm: Any, a: Tensor) -> tuple[Any, Tensor]:
         """The norm in linear form, and its scale at `a`."""
-        form = linear_norm.measure(norm, model.d_model, like)
-        return form, form.scale(a, wide(norm(a.to(model.dtype)[:, None])[:, 0]) if out is None else out)
+        form = linear_norm.measure(norm, model.d_model, a.new_empty(0, dtype=model.dtype))
+        return form, form.scale(a, normed(norm, a))
 
-    stream = seen[hook_name(last, "out")]
+    stream = seen[hook_name(last, "out")].to(top)
     norm = model.bridge.ln_final
     final, scale = split(norm, stream)
-    weight, bias = _unembedding(model)
-    made = wide(norm(stream.to(model.dtype)[:, None])[:, 0])
-    cap = _check_logits(model, wide(logits), made @ weight + bias)
-    u = weight.T[answer] - weight.T[wrong]  # [n, d_model]
+    linear = _linear_logits(normed(norm, stream), weight) + bias
+    cap = _check_logits(model, wide(logits).to(top), linear)
+    u = wide(weight[:, answer].T) - wide(weight[:, wrong].T)  # [n, d_model]
     directions = torch.cat([u[None], _as_long(noise.to(u), u)])  # [1 + controls, n, d_model]
-    total = ((made @ weight + bias).gather(1, torch.stack([answer, wrong], 1)) * torch.tensor([1.0, -1.0]).to(u)).sum(1)
+    total = (linear.gather(1, torch.stack([answer, wrong], 1)) * torch.tensor([1.0, -1.0]).to(u)).sum(1)
 
     pulled = final.pull(directions, scale)
     own = pulled[0]
     others: dict[str, Tensor] = {
-        "embedding": (seen[hook_name(0, "x")] * own).sum(-1),
+        "embedding": (seen[hook_name(0, "x")].to(top) * own).sum(-1),
         "final norm bias": (final.bias * u).sum(-1),
         "unembedding bias": bias[answer] - bias[wrong],
     }
     heads, null = [], []
     for layer, block in enumerate(blocks):
         a, z = seen[hook_name(layer, "a")], seen[hook_name(layer, "z")]
-        through = pulled
+        through = pulled.to(z.device)
+        own = through[0]
         if block.write_attn is not identity:
             form, size = split(block.write_attn, a)
-            through = form.pull(pulled, size)
+            through = form.pull(through, size)
             others[f"{layer}.attn norm bias"] = (form.bias * own).sum(-1)
         read = torch.einsum("nhk,hkm,dnm->dnh", z, block.w_o, through)
         summed = torch.einsum("nhk,hkm->nm", z, block.w_o)
         others[f"{layer}.attn bias"] = ((a - summed) * through[0]).sum(-1)
         written = seen[hook_name(layer, "m")]
         if block.write_mlp is not identity:
-            written = wide(block.write_mlp(written.to(model.dtype)[:, None])[:, 0])
+            written = normed(block.write_mlp, written)
         others[f"{layer}.mlp"] = (written * own).sum(-1)
-        heads.append(read[0])
-        null.append(read[1:].mean(0))
+        heads.append(read[0].to(top))
+        null.append(read[1:].mean(0).to(top))
 
     def numbers(values: Tensor) -> np.ndarray:
         return values.double().cpu().numpy()
@@ -255,14 +259,23 @@ def _part(model: Model, batch: Any, noise: Tensor) -> Direct:
 
 
 def _unembedding(model: Model) -> tuple[Tensor, Tensor]:
-    """W_U `[d_model, vocab]` and its bias."""
+    """W_U `[d_model, vocab]` in the model's dtype, and its bias in float32 or better."""
     import torch
 
     from workbench.primitives.attribution.wiring import wide
 
-    weight = wide(model.bridge.unembed.W_U.detach())
+    weight = model.bridge.unembed.W_U.detach()
     bias = getattr(model.bridge.unembed, "b_U", None)
     return weight, torch.zeros(weight.shape[1], device=weight.device) if bias is None else wide(bias.detach())
+
+
+def _linear_logits(made: Tensor, weight: Tensor) -> Tensor:
+    """`made` W_U in float32 or better, some columns at a time: all of W_U widened is 2 GiB at 128k x 4096."""
+    import torch
+
+    from workbench.primitives.attribution.wiring import wide
+
+    return torch.cat([made @ wide(part) for part in weight.split(_COLUMNS_AT_ONCE, dim=1)], dim=1)
 
 
 def _check_logits(model: Model, logits: Tensor, linear: Tensor) -> float | None:

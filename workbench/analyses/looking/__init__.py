@@ -65,7 +65,8 @@ def image_attention(model: Model, data: ImageDataset, *, seed: int = 0, **params
 
     Result: `heads` with the extra columns area, image_mass, excess (over the null) and q; tables `maps` and `crops`
     (per example and method) and `methods`; arrays `per_example`, `null_per_example`, `image_mass` `[n, layer, head]`,
-    and `region`, `map_attention`, `map_relative`, `map_gradient`, `map_pure_gradient` `[n, rows, columns]`.
+    and `region`, `map_attention`, `map_relative`, `map_gradient`, `map_pure_gradient` `[n, rows, columns]`. With
+    `keep_patterns` also the table `attention` and the pictures it is of, for `plots.tokens`.
 
     Args:
         data: images with `regions`; `task: objects` and `task: captions` have them.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import stats
+from workbench.analyses import kept_patterns
 from workbench.analyses.base import Result
 from workbench.analyses.looking import grid
 from workbench.analyses.looking.maps import attended_crops, attention_maps, head_rows, image_rows, which_layer
@@ -53,6 +54,11 @@ def measure(model: Model, data: ImageDataset, params: ImageAttentionParams, seed
         maps[method] = np.stack(made)
     timing["maps"] = time.perf_counter() - started - timing["attention"]
     table = maps_table(data, maps, regions, area)
+    attention, pictures = {}, {}
+    if params.keep_patterns is not None:
+        best, counted = kept_patterns.best(heads, params.keep_patterns), np.flatnonzero(~np.isnan(area)).tolist()
+        made = kept_patterns.of_pictures(model, data, best, params.keep_patterns, counted)
+        attention["attention"], pictures = made
     return Result(
         analysis="image_attention",
         heads=heads,
@@ -63,6 +69,7 @@ def measure(model: Model, data: ImageDataset, params: ImageAttentionParams, seed
             "maps": table,
             "methods": methods_table(table, params, seed),
             "crops": crops_table(model, data, maps, params),
+            **attention,
         },
         arrays={
             "per_example": inside.astype(np.float32),
@@ -70,6 +77,7 @@ def measure(model: Model, data: ImageDataset, params: ImageAttentionParams, seed
             "image_mass": mass.astype(np.float32),
             "region": regions.astype(np.float32),
             **{f"map_{method}": values.astype(np.float32) for method, values in maps.items()},
+            **pictures,
         },
         summary={
             "n_examples": len(data),
@@ -160,8 +168,6 @@ def head_table(
     seed: int,
 ) -> HeadTable:
     """One row per head: share of its image attention inside the region, with interval and null."""
-    p = stats.sign_flip_p(inside - elsewhere, alternative="greater", seed=seed)
-    p = np.where(np.isnan(elsewhere).all(axis=0), np.nan, p)
     status = np.full(inside.shape[1:], "ok", dtype=object)
     status[np.isnan(inside).all(axis=0)] = "no attention on the image"
     return HeadTable.from_examples(
@@ -175,7 +181,6 @@ def head_table(
             "area": np.full(inside.shape[1:], float(np.nanmean(area))),
             "image_mass": stats.mean(mass),
             "excess": stats.mean(inside - elsewhere),
-            "q": stats.benjamini_hochberg(p),
         },
         meta={
             "analysis": "image_attention",
@@ -187,7 +192,7 @@ def head_table(
             "basis": model.basis,
             "higher_is_more": True,
         },
-    )
+    ).with_q()
 
 
 def maps_table(data: ImageDataset, maps: dict[str, np.ndarray], regions: np.ndarray, area: np.ndarray) -> pd.DataFrame:

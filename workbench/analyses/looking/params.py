@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from workbench.analyses.base import PromptParams
+from workbench.analyses.kept_patterns import KeptPatterns
 
 Method = Literal["attention", "relative", "gradient", "pure_gradient"]
 GENERAL = "Describe the image."
@@ -23,6 +24,8 @@ class ImageAttentionParams(PromptParams):
     crop_base: side in pixels of the smallest window of the table `crops`; null is that of the model's input.
     batch_size: images at once.
     bootstrap: resamples for the intervals.
+    keep_patterns: attention of the best heads at the end of the first prompts with a region, as the table `attention`,
+        with what the model saw; null keeps none.
     """
 
     region: Literal["about", "objects"] = "about"
@@ -32,3 +35,4 @@ class ImageAttentionParams(PromptParams):
     crop_base: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     bootstrap: int = Field(default=1000, ge=1)
+    keep_patterns: KeptPatterns | None = None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import stats
-from workbench.analyses.base import Analysis, Finding, Result
+from workbench.analyses.base import Analysis, Finding, Result, stages
 from workbench.analyses.overlap.params import OverlapParams
 from workbench.errors import InputError
 from workbench.tables import HeadTable
@@ -84,7 +84,6 @@ def run(model: Model, data: TaskSet, params: OverlapParams, seed: int) -> Result
         if params.keep is not None:
             tables["cross_faithfulness"], tables["cross_ablation"] = cross.tables(model, usable, params, seed)
             seconds.append(("cross-task runs", time.perf_counter()))
-    ends = zip(seconds[1:], seconds, strict=False)
     return Result(
         analysis="overlap",
         heads=heads,
@@ -94,7 +93,7 @@ def run(model: Model, data: TaskSet, params: OverlapParams, seed: int) -> Result
         tables=tables,
         arrays=arrays,
         summary=_summary(tasks, tables),
-        timing={name: end - before for (name, end), (_, before) in ends},
+        timing=stages(seconds),
         seed=seed,
     )
 
@@ -191,9 +190,9 @@ def _summary(tasks: Sequence[TaskEffects], tables: dict[str, Any]) -> dict[str, 
     summary["pairs"] = [
         {key: _plain(row[key]) for key in ("level", "a", "b", *shown) if key in row} for _, row in pairs.iterrows()
     ]
-    views = tables["by_view"]
+    views = tables["by_view"].dropna(subset="jaccard")  # two empty circuits have no overlap, not the least one
     if len(views):
-        lowest = views.loc[views["jaccard"].fillna(0).idxmin()]
+        lowest = views.loc[views["jaccard"].idxmin()]
         summary["lowest_with_one_view_each"] = {key: _plain(lowest[key]) for key in views.columns}
     return summary
 

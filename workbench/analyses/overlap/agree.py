@@ -179,6 +179,6 @@ def _inside(task: TaskEffects, weight: np.ndarray) -> np.ndarray:
         flat = view.share.reshape(len(view.share), -1)
         defined = ~np.isnan(flat)
         total, count = weight @ np.where(defined, flat, 0.0), weight @ defined
-        mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+        mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
         effects.append(mean.reshape(len(weight), *view.share.shape[1:]))
     return task.inside(np.stack(effects))

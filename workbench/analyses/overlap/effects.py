@@ -87,8 +87,8 @@ class TaskEffects:
 
     @property
     def best(self) -> np.ndarray:
-        """`[layer, head]`: number of the view of the largest |effect|."""
-        return np.argmax(np.abs(np.nan_to_num(self.effects)), axis=0)
+        """`[layer, head]`: number of the view of the largest |effect|, an undefined one only where all are."""
+        return np.argmax(np.nan_to_num(np.abs(self.effects), nan=-1.0), axis=0)
 
     @property
     def effect(self) -> np.ndarray:
@@ -97,7 +97,9 @@ class TaskEffects:
 
     @property
     def p(self) -> np.ndarray:
-        """`[layer, head]`: of the smallest p over views, times their number."""
+        """`[layer, head]`: of the smallest p over views, times their number; of `circuit`, what it says itself."""
+        if self.found is not None:
+            return self.found.heads.matrix("null_p")
         every = np.stack([view.p for view in self.views])
         least = np.where(np.isnan(every).all(axis=0), np.nan, np.min(np.nan_to_num(every, nan=1.0), axis=0))
         return np.minimum(1.0, least * len(self.views))
@@ -116,7 +118,7 @@ class TaskEffects:
 
     def inside(self, effects: np.ndarray) -> np.ndarray:
         """`[..., layer, head]`: the rule, on effects `[view, ..., layer, head]`."""
-        return np.asarray((np.abs(np.nan_to_num(effects)) >= self.share).any(axis=0))
+        return np.asarray((np.abs(effects) >= self.share).any(axis=0))  # NaN reaches no bar, not even 0
 
     @property
     def names(self) -> list[str]:
@@ -264,7 +266,7 @@ def visibility(task: TaskEffects, heads: set[Head]) -> pd.DataFrame:
         for layer, head in sorted(heads):
             effect = float(view.effect[layer, head])
             facts = {"task": task.name, "view": view.name, "layer": layer, "head": head, "effect": effect}
-            sees = bool(abs(np.nan_to_num(effect)) >= task.share)
+            sees = abs(effect) >= task.share
             rows.append({**facts, "stderr": error[layer, head], "sees": sees, "in_circuit": (layer, head) in circuit})
     return pd.DataFrame(rows, columns=list(_VISIBILITY))
 

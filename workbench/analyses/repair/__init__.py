@@ -188,9 +188,7 @@ def _heads(
         basis=model.basis,
         higher_is_more=True,
         meta={"position": params.position},
-    )
-    q = stats.benjamini_hochberg(table["null_p"])
-    table = HeadTable({**table.columns, "q": q}, table.meta, shape=table.shape)
+    ).with_q()
     arrays = {"per_example": moved, "null_per_example": np.where(np.isnan(moved), np.nan, null)}
     return table, arrays, _attention(bench, before, after)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -112,6 +112,7 @@ def mask_experiment(
     prompts = [s.tokens for s in samples]
     steps = min(params.max_new_tokens, causal.max_new_tokens or 2 * max(len(s.needle_tokens) for s in samples))
     stop = stop_rule(model, params.variant)
+    options: dict[str, Any] = {"batch_size": params.batch_size, "new_tokens": steps}
 
     def run(batch: Prefilled, condition: Condition) -> None:
         texts = decode(model, batch, max_new_tokens=steps, stop=stop, interventions=condition.interventions())
@@ -134,12 +135,12 @@ def mask_experiment(
     from_decode = [c for c in planned if c.scope == "decode" or not c.heads]
     from_start = [c for c in planned if c not in from_decode]
     with bar(len(planned) * len(samples), "masking heads") as shown:
-        for batch in prefill(model, prompts, batch_size=params.batch_size):
+        for batch in prefill(model, prompts, **options):
             for condition in from_decode:
                 run(batch, condition)
                 shown.update(len(batch.index))
         for condition in from_start:
-            for batch in prefill(model, prompts, batch_size=params.batch_size, interventions=condition.interventions()):
+            for batch in prefill(model, prompts, interventions=condition.interventions(), **options):
                 run(batch, condition)
                 shown.update(len(batch.index))
     order = ["kind", "scope", "k", "group", "draw", "sample"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.analyses import kept_patterns
 from workbench.analyses.base import Result
 from workbench.analyses.retrieval import properties, score
 from workbench.analyses.retrieval.causal import conditions, curve, mask_experiment
@@ -39,7 +40,8 @@ def measure(model: Model, data: NeedleDataset, params: RetrievalParams, seed: in
 
     Result: `heads` with the extra column `activation_frequency`; arrays `per_example` `[n_accepted, n_layers, n_heads]`
     and `all_examples` (rejected samples too, in the order of `tables["samples"]`); tables `samples`, `by_condition`,
-    `recall_grid`, and with the causal experiment `causal` (per sample) and `causal_curve`.
+    `recall_grid`, with the causal experiment `causal` (per sample) and `causal_curve`, and with `keep_patterns` the
+    best heads' `attention` while they answer the first accepted samples.
 
     Raises:
         InputError: the dataset is empty or not made of needle samples.
@@ -50,7 +52,7 @@ def measure(model: Model, data: NeedleDataset, params: RetrievalParams, seed: in
     started = time.perf_counter()
     rng = np.random.default_rng(seed)
     samples = list(data)
-    scores, null, rows = _score_all(model, samples, params, rng)
+    scores, null, rows, said = _score_all(model, samples, params, rng)
     scored = time.perf_counter()
     frame = _samples_table(samples, rows)
     accepted = frame["accepted"].to_numpy()
@@ -70,6 +72,10 @@ def measure(model: Model, data: NeedleDataset, params: RetrievalParams, seed: in
     if params.causal is not None:
         kept = [sample for sample, keep in zip(samples, accepted, strict=True) if keep]
         summary["causal"] = _causal(model, kept, heads, params, params.causal, rng, tables)
+    if params.keep_patterns is not None:
+        best = kept_patterns.best(heads, params.keep_patterns)
+        answered = ((s.id, s.tokens, said[i]) for i, s in enumerate(samples) if accepted[i])
+        tables["attention"] = kept_patterns.of_texts(model, answered, best, params.keep_patterns)
     return Result(
         analysis="retrieval",
         heads=heads,
@@ -86,8 +92,9 @@ def measure(model: Model, data: NeedleDataset, params: RetrievalParams, seed: in
 
 def _score_all(
     model: Model, samples: Sequence[NeedleSample], params: RetrievalParams, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None, list[dict[str, Any]]]:
-    """Scores `[n, layer, head]`, the mean score on control spans `[draws, layer, head]`, and one row per sample."""
+) -> tuple[np.ndarray, np.ndarray | None, list[dict[str, Any]], list[list[int]]]:
+    """Scores `[n, layer, head]`, the mean score on control spans `[draws, layer, head]`, one row and the generated
+    tokens of each sample."""
     shape = (model.n_layers, model.n_heads)
     unread = [layer for layer in range(model.n_layers) if layer not in attention_layers(model)]
     controls = [score.control_spans(s.length, s.needle, params.controls, rng) for s in samples]
@@ -95,17 +102,19 @@ def _score_all(
     null = np.zeros((params.controls, *shape))
     null[:, unread] = np.nan  # undefined like the score, not 0
     rows: list[dict[str, Any]] = [{} for _ in samples]
+    said: list[list[int]] = [[] for _ in samples]
     n_null = 0
     with bar(len(samples), "needle samples") as shown:
         for i, found in traces(model, samples, params, controls):
             scores[i], on_controls = _score_one(model, samples[i], found, params, controls[i])
             scores[i][unread] = np.nan
-            rows[i] = _row(model, samples[i], found, params)
-            if rows[i]["accepted"] and on_controls is not None:
+            rows[i], said[i] = _row(model, samples[i], found, params), found.generated
+            asked = not np.isnan(scores[i]).all()  # without a question `qr` has no score, and so no null
+            if rows[i]["accepted"] and asked and on_controls is not None:
                 null += on_controls
                 n_null += 1
             shown.update()
-    return scores, (null / n_null if n_null and params.controls else None), rows
+    return scores, (null / n_null if n_null and params.controls else None), rows, said
 
 
 def _score_one(
@@ -182,7 +191,8 @@ def _head_table(
     if not len(accepted):
         status[:] = f"no sample passed the recall gate of {params.recall_gate:g}%"
     else:
-        status[np.isnan(accepted).all(axis=0)] = "no attention pattern"
+        undefined = np.isnan(accepted).all(axis=0)
+        status[undefined] = "no sample has a question behind its needle" if undefined.all() else "no attention pattern"
     return HeadTable.from_examples(
         accepted,
         n_kv_heads=model.n_kv_heads,
@@ -213,6 +223,8 @@ def _causal(
     """Run the masking experiment, add its tables, and return its headline; says why where it cannot run."""
     if not samples:
         return {"status": "not run: no sample passed the recall gate"}
+    if not heads.ok.any():
+        return {"status": f"not run: {heads['status'][0]}"}
     if len(samples) > causal.samples:
         chosen = np.sort(rng.choice(len(samples), causal.samples, replace=False))
         samples = [samples[int(i)] for i in chosen]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from workbench.analyses.base import Params, PromptParams
+from workbench.analyses.kept_patterns import KeptPatterns
 
 Variant = Literal["wu", "wu_compat", "attention_mass", "qr"]
 
@@ -44,6 +45,7 @@ class RetrievalParams(PromptParams):
         bootstrap: resamples for the intervals.
         batch_size: prompts of similar length decoded together, fewer when they are very long.
         causal: the masking experiment; null leaves it out.
+        keep_patterns: attention rows of the best heads while they answer, as the table `attention`; null keeps none.
     """
 
     variant: Variant = "wu"
@@ -54,3 +56,4 @@ class RetrievalParams(PromptParams):
     bootstrap: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=16, ge=1)
     causal: CausalParams | None = CausalParams()
+    keep_patterns: KeptPatterns | None = None

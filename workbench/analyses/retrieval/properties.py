@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 def shares(mean: Float[np.ndarray, "layer head"], threshold: float) -> dict[str, float | int]:
-    """Share of heads that never score, score below `threshold`, from there to .5, and from .5 up (paper, figure 3)."""
+    """Share of heads that never score, score below `threshold`, from there to .5, and from .5 up (paper, figure 3).
+
+    Of the heads that have a score; NaN where none has one.
+    """
     scored = mean[~np.isnan(mean)]
-    n = max(len(scored), 1)
+    n = len(scored) or np.nan
     strong = max(threshold, 0.5)
     return {
         "n_heads": len(scored),

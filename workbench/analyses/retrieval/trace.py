@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -92,7 +92,8 @@ def traces(
     """
     layers = attention_layers(model)
     stop = stop_rule(model, params.variant)
-    for batch in prefill(model, [s.tokens for s in samples], batch_size=params.batch_size):
+    options: dict[str, Any] = {"batch_size": params.batch_size, "new_tokens": params.max_new_tokens}
+    for batch in prefill(model, [s.tokens for s in samples], **options):
         spans = [_spans(samples[i].needle, controls[i], params.controls) for i in batch.index]
         columns = [span + n for span, n in zip(spans, batch.padding, strict=True)]
         watch = _Watch(model, layers, columns if params.variant == "attention_mass" else None)
@@ -115,7 +116,7 @@ class _Watch:
 
     def __init__(self, model: Model, layers: list[int], spans: list[np.ndarray] | None) -> None:
         self.shape = (model.n_layers, model.n_heads)
-        self.layers = layers
+        self.layers, self.home = layers, model.device
         self.spans = None if spans is None else torch.as_tensor(np.stack(spans), device=model.device)
         self.now: dict[int, Tensor] = {}
         self.steps: list[np.ndarray] = []
@@ -126,7 +127,8 @@ class _Watch:
     def _reader(self, layer: int) -> Callable[[Tensor, object], None]:
         def read(pattern: Tensor, _: object) -> None:  # pattern [batch, head, 1, key]
             row = pattern[:, :, -1]
-            self.now[layer] = row.argmax(-1) if self.spans is None else span_mass(row, self.spans)
+            found = row.argmax(-1) if self.spans is None else span_mass(row, self.spans.to(row.device))
+            self.now[layer] = found.to(self.home)
 
         return read
 
@@ -164,7 +166,8 @@ def _question_mass(
     def reader(layer: int) -> Callable[[Tensor, object], None]:
         def read(pattern: Tensor, _: object) -> None:  # [1, head, question, key]
             rows = pattern[0].transpose(0, 1)  # question positions as a batch
-            found[layer] = span_mass(rows, where.expand(rows.shape[0], -1, -1)).mean(0)
+            here = where.to(rows.device).expand(rows.shape[0], -1, -1)
+            found[layer] = span_mass(rows, here).mean(0).to(where.device)
 
         return read
 

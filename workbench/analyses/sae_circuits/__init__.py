@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.analyses.base import Analysis, Finding, Result
+from workbench.analyses.base import Analysis, Finding, Result, stages
 from workbench.analyses.sae_circuits.params import SaeCircuitsParams
 from workbench.errors import InputError
 
@@ -95,8 +95,7 @@ def run(model: Model, data: ContrastDataset | PairDataset, params: SaeCircuitsPa
         "by_seed": out.grid(found[params.variant].by_seed, heads.shape).astype(np.float32),
     }
     summary = made.summary(heads, table, codes, assumption)
-    seconds = {name: t - clock[i][1] for i, (name, t) in enumerate(clock[1:])}
-    seconds |= {f"method {ranked.name}": ranked.seconds for ranked in beside}
+    seconds = stages(clock) | {f"method {ranked.name}": ranked.seconds for ranked in beside}
     return Result(
         analysis="sae_circuits",
         heads=heads,

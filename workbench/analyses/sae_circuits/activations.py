@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.analyses.pair_effects import donors
 from workbench.primitives import capture
+from workbench.primitives.decode import require_finite
 from workbench.primitives.forward import forward
 from workbench.primitives.sweep.fork import output_weights
 from workbench.primitives.sweep.units import attention_layers
@@ -57,9 +58,11 @@ class Outputs:
 
 
 def outputs(model: Model, data: ContrastDataset, *, positions: Positions, seed: int = 0) -> Outputs:
-    """Outputs of all heads on all prompts."""
+    """Outputs of all heads on all prompts.
+
+    Memory: `x`, `n x all heads x d_model`, and W_O of one layer, float32.
+    """
     layers = attention_layers(model)
-    weights = torch.stack([output_weights(model, layer) for layer in layers]).flatten(0, 1)  # [head, d_head, d_model]
     kept: list[Tensor] = [torch.empty(0)] * len(data)
     for rows in _batches(data):
         z, mask = _z(model, data, rows, layers)
@@ -67,10 +70,15 @@ def outputs(model: Model, data: ContrastDataset, *, positions: Positions, seed: 
         for i, row in enumerate(rows):
             kept[row] = short[i]
     z = torch.stack(kept)
-    x = torch.einsum("nhd,hdm->nhm", z, weights)
+    x = z.new_empty((*z.shape[:2], model.d_model))
+    gram = z.new_empty((z.shape[1], z.shape[2], z.shape[2]))
+    for i, layer in enumerate(layers):
+        heads = slice(i * model.n_heads, (i + 1) * model.n_heads)
+        weights = output_weights(model, layer).to(model.device)  # of all layers together: gigabytes
+        x[:, heads] = torch.einsum("nhd,hdm->nhm", z[:, heads], weights)
+        gram[heads] = weights @ weights.mT  # |dz W|^2 = dz (W W^T) dz^T
     found = Outputs(x, z, [(layer, head) for layer in layers for head in range(model.n_heads)])
     if data.pairs is not None:
-        gram = weights @ weights.mT  # |dz W|^2 = dz (W W^T) dz^T
         n = len(data.pairs)
         lengths = np.array([pair.length for pair in data.pairs])
         take, has_one = donors(lengths, np.random.default_rng(seed))
@@ -86,6 +94,9 @@ def right(model: Model, data: ContrastDataset) -> dict[str, Any]:
     """How often the most likely next token is the answer on clean prompts, and answer or wrong on corrupted ones.
 
     The method assumes that the second is near 0: on a negative the model has nothing to be right about.
+
+    Raises:
+        CapabilityError: logits that are not finite.
     """
     if data.pairs is None:
         return {"status": "not known: explicit prompts name no answer"}
@@ -96,7 +107,9 @@ def right(model: Model, data: ContrastDataset) -> dict[str, Any]:
         for rows in torch.arange(len(tokens)).split(max(1, _TOKENS_AT_ONCE // tokens.shape[1])):
             mask = batch.mask[rows].long().to(model.device)
             here = tokens[rows].to(model.device)
-            parts.append(forward(model, here, attention_mask=mask, logits_to_keep=1).logits[:, -1].argmax(-1).cpu())
+            logits = forward(model, here, attention_mask=mask, logits_to_keep=1).logits[:, -1]
+            require_finite(model, logits, [True] * len(rows))
+            parts.append(logits.argmax(-1).cpu())
         best.append(torch.cat(parts))
     on_clean, on_corrupted = best
     answered = (on_corrupted == batch.answer) | (on_corrupted == batch.wrong)
@@ -121,7 +134,7 @@ def _z(model: Model, data: ContrastDataset, rows: list[int], layers: list[int]) 
     names = capture.names(model, "z", layers=layers)
     found = capture.capture(model, batch.tokens.to(model.device), names, attention_mask=mask)
     wide = torch.promote_types(model.dtype, torch.float32)
-    z = torch.cat([found[name].to(wide) for name in names], dim=2)
+    z = torch.cat([found[name].to(model.device, wide) for name in names], dim=2)
     return z, batch.mask.to(model.device, wide)[:, :, None, None]
 
 

@@ -226,7 +226,7 @@ class Tables:
 
     def _judged(self, score: np.ndarray, exact: np.ndarray | None) -> dict[str, Any]:
         agreement = float("nan") if exact is None else stats.spearman(score, exact)
-        ranked = np.argsort(-np.nan_to_num(score, nan=-np.inf).ravel(), kind="stable")[:5]
+        ranked = np.argsort(-score.ravel(), kind="stable")[: min(5, int((~np.isnan(score)).sum()))]  # NaN stand last
         top = " ".join(f"{i // self.shape[1]}-{i % self.shape[1]}" for i in ranked)
         row: dict[str, Any] = {"top": top, "spearman_patching": agreement}
         if self.reference is not None:

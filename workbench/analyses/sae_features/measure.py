@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.analyses.base import Result
+from workbench.analyses.base import Result, stages
 from workbench.analyses.sae_features.circuit import feature_circuit
 from workbench.analyses.sae_features.link import Linked, link
 from workbench.analyses.sae_features.obtain import obtain
@@ -72,7 +72,7 @@ def measure(model: Model, data: PairDataset, params: SaeFeaturesParams, seed: in
         tables |= made
         arrays |= more
     seconds.append(time.perf_counter())
-    names = ("autoencoder", "linkage", "circuit")
+    names = ("", "autoencoder", "linkage", "circuit")
     return Result(
         analysis="sae_features",
         heads=linked.heads,
@@ -82,7 +82,7 @@ def measure(model: Model, data: PairDataset, params: SaeFeaturesParams, seed: in
         tables=tables,
         arrays=arrays,
         summary=summary,
-        timing={name: end - start for name, start, end in zip(names, seconds, seconds[1:], strict=False)},
+        timing=stages(list(zip(names, seconds, strict=True))),
         seed=seed,
     )
 

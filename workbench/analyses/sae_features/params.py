@@ -68,7 +68,7 @@ class SaeParams(PromptParams):
         batch_rows: prompts per forward pass.
     """
 
-    sae: str | None = None
+    sae: str | None = Field(default=None, json_schema_extra={"path": True})
     sae_digest: str | None = Field(default=None, validate_default=True)
     hook: str | None = None
     train: TrainOptions = TrainOptions()

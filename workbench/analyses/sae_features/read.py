@@ -51,7 +51,7 @@ def written(model: Model, place: Place, rows: Float[Tensor, "f d_in"]) -> Float[
             f"Heads of {model.name!r} reach the stream through a norm after attention, so what a feature at "
             f"{place.name!r} writes has no one direction; set read to false."
         )
-    return torch.einsum("fhe,hem->fm", rows.view(len(rows), *place.shape).to(block.w_o), block.w_o)
+    return torch.einsum("fhe,hem->fm", rows.view(len(rows), *place.shape).to(block.w_o), block.w_o).to(rows.device)
 
 
 def direct_reads(
@@ -78,9 +78,10 @@ def direct_reads(
         for layer in layers:
             block, x = wired.blocks[layer], acts[hook_name(layer, "x")]
             for f, direction in enumerate(directions):
-                at = active[part][..., f]
+                at = active[part][..., f].to(x.device)
                 here = x[at]  # [token, d_model]
-                away = (here - removed[part][..., f][at][:, None] * direction).to(here.dtype)
+                gone = removed[part][..., f].to(x.device)[at][:, None] * direction.to(x.device)
+                away = (here - gone).to(here.dtype)
                 lost = wide(block.read_attn(here[None])[0]) - wide(block.read_attn(away[None])[0])
                 for i, what in enumerate(INPUTS):
                     change = torch.einsum("tm,hme->the", lost, block.w_in(what)).norm(dim=-1)
@@ -123,7 +124,8 @@ def total_reads(
                 for layer in layers:
                     for i, what in enumerate(INPUTS):
                         name = hook_name(layer, what)
-                        was, now = wide(clean[name][at]), wide(after[name][at])
+                        there = at.to(clean[name].device)
+                        was, now = wide(clean[name][there]), wide(after[name][there])
                         share = (was - now).norm(dim=-1) / was.norm(dim=-1).clamp(min=1e-12)
                         summed = share.double().sum(0).cpu()
                         total[f, layer, :, i] += (summed if what == "q" else summed[group]).numpy()

@@ -74,7 +74,7 @@ class Directions:
             return self.directions.view(len(self.directions), *self.place.shape).permute(1, 2, 0)
         block: Any = self.model.bridge.blocks[layer]
         w_o = wide(block.attn.W_O.detach())
-        return torch.einsum("hem,dm->hed", w_o, self.directions.to(w_o.dtype))
+        return torch.einsum("hem,dm->hed", w_o, self.directions.to(w_o))
 
 
 def random_like(directions: Float[Tensor, "d d_in"], draws: int, seed: int) -> Float[Tensor, "draw d d_in"]:
@@ -114,7 +114,7 @@ def contributions(
         z = capture(model, tokens[part], list(names.values()), attention_mask=kept, stop_at_layer=max(layers) + 1)
         real = torch.ones_like(tokens[part], dtype=torch.bool) if kept is None else kept.bool()
         for layer, name in names.items():
-            each = torch.einsum("nphe,hed->nphd", wide(z[name]), seen_from.of(layer))
+            each = torch.einsum("nphe,hed->nphd", wide(z[name]), seen_from.of(layer).to(z[name].device)).to(real.device)
             each = torch.where(real[:, :, None, None], each, 0)
             count = real.sum(-1)[:, None, None]
             strength[part, layer] = (each.abs().sum(1) / count).double().cpu().numpy()
@@ -170,5 +170,5 @@ def _mean_z(model: Model, tokens: Tensor, mask: Tensor | None, last: int, rows: 
         real = torch.ones_like(tokens[part], dtype=torch.bool) if kept is None else kept.bool()
         count += int(real.sum())
         for layer, name in names.items():
-            total[layer] = total.get(layer, 0) + z[name][real].double().sum(0)
+            total[layer] = total.get(layer, 0) + z[name][real.to(z[name].device)].double().sum(0)
     return {layer: (value / count).to(model.dtype) for layer, value in total.items()}

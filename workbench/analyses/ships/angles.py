@@ -90,10 +90,15 @@ def reference_angle(base: Float[Tensor, "n d"], states: Float[Tensor, "unit n d"
 
 
 def check_rank(rank: int, n: int, d: int, *, what: str) -> None:
-    """Refuse more angles than there are singular vectors."""
+    """Refuse more angles than there are singular vectors, and as many as span the whole sample space: nothing turns."""
     if rank > min(n, d):
         raise InputError(
             f"rank={rank} asks for more singular vectors than {n} {what} of {d} features have; use at most {min(n, d)}."
+        )
+    if rank >= n:
+        raise InputError(
+            f"rank={rank} of {n} {what} is always an angle of 0, because so many vectors span all there is; give "
+            f"at least {rank + 1} {what} in each group, or score each alone (ships: level query, sahara: measure kl)."
         )
 
 

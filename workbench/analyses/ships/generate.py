@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.analyses.ships.ablations import Ablation, Head
-from workbench.primitives.decode import Prefilled, fork, prefill
+from workbench.primitives.decode import Prefilled, fork, prefill, require_finite
 from workbench.primitives.forward import forward
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def answers(
     n_samples = 1 if decoding == "greedy" else params.samples
     found: list[list[str]] = [[] for _ in prompts]
     with torch.no_grad(), ablation.on(model, heads):
-        for batch in prefill(model, prompts, batch_size=params.batch_size):
+        for batch in prefill(model, prompts, batch_size=params.batch_size, new_tokens=params.max_new_tokens):
             for sample in range(n_samples):
                 noise = None
                 if decoding == "sampled":
@@ -92,6 +92,7 @@ def _continue(
         run = forward(model, current, attention_mask=mask, cache=cache, use_cache=True, logits_to_keep=1)
         mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
         logits = run.logits[:, -1]
+        require_finite(model, logits, active)
         if noise is None:
             chosen = logits.argmax(dim=-1)
         else:

@@ -127,7 +127,7 @@ def _query_level(
         return Measured(kl[which], stats.stderr(kl[which]), None if noise is None else noise[which])
 
     harmful = group(is_harmful)
-    highest = float(np.nanmax(floor, initial=0.0))
+    highest = float("nan") if np.isnan(floor).all() else float(np.nanmax(floor))
     return {
         "harmful": harmful,
         "benign": None if is_harmful.all() else group(~is_harmful),

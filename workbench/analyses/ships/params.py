@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.analyses.base import Params, PromptParams
 
@@ -42,6 +42,13 @@ class ValidationParams(Params):
     keywords: tuple[str, ...] | None = None
     min_characters: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=16, ge=1)
+
+    @field_validator("keywords")
+    @classmethod
+    def _say_something(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not (value and all(phrase.strip() for phrase in value)):
+            raise ValueError("keywords are one or more phrases that are not blank; null takes the paper's")
+        return value
 
 
 class SafetyParams(PromptParams):

@@ -29,12 +29,15 @@ class Measured:
         per_example: `[n, layer, row]`, whose mean is the score.
         stderr: of the score, `[layer, row]`.
         null: `[n, layer, row]` (paired with the examples) or None; null_draws: `[draw, layer, row]` or None.
+        against: where the score is a difference of two groups, what is beyond the null in each prompt of the one and
+            of the other: both groups are samples, so the test shuffles which is which.
     """
 
     per_example: np.ndarray
     stderr: np.ndarray
     null: np.ndarray | None = None
     null_draws: np.ndarray | None = None
+    against: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def score(self) -> np.ndarray:
@@ -67,12 +70,14 @@ def ranked(harmful: Measured, benign: Measured | None, score: str) -> Measured:
     if score == "harmful" or benign is None:
         return harmful
     null, draws = harmful.null, harmful.null_draws
+    against = None
     if null is not None and benign.null is not None:
+        against = harmful.per_example - null, benign.per_example - benign.null
         null = null - stats.mean(benign.null)
     if draws is not None and benign.null_draws is not None:
         draws = draws - benign.null_draws
     both = columns(harmful, benign)
-    return Measured(harmful.per_example - benign.score, both["difference_stderr"], null, draws)
+    return Measured(harmful.per_example - benign.score, both["difference_stderr"], null, draws, against)
 
 
 def head_table(
@@ -93,6 +98,9 @@ def head_table(
     null_mean, p = None, np.full(score.shape, np.nan)
     if measured.null is not None:
         null_mean = stats.mean(measured.null)
+    if measured.against is not None:
+        p = stats.shuffled_labels_p(*measured.against, alternative="greater", seed=seed)
+    elif measured.null is not None:
         p = stats.sign_flip_p(measured.per_example - measured.null, alternative="greater", seed=seed)
     elif measured.null_draws is not None:
         null_mean = stats.mean(measured.null_draws)

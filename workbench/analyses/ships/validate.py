@@ -193,7 +193,8 @@ def transcripts(
 def success(answered: pd.DataFrame) -> pd.DataFrame:
     """Per decoding, condition, k and group: shares of the verdicts, Wilson intervals of the share answered.
 
-    Random draws are pooled; `lowest` and `highest` are the extremes of the share answered over single draws.
+    Random draws are pooled; `lowest` and `highest` are the extremes of the share answered over single draws. Prompts
+    are the sample: the interval does not narrow with the number of answers to each.
     """
     import pandas as pd
 
@@ -201,7 +202,8 @@ def success(answered: pd.DataFrame) -> pd.DataFrame:
     for keys, part in answered.groupby(["decoding", "condition", "k", "group"], sort=True):
         verdicts = part["verdict"]
         n, hits = len(part), int((verdicts == "answered").sum())
-        low, high = stats.wilson(hits, n)
+        by_prompt = (verdicts == "answered").groupby(part["prompt"]).mean()
+        low, high = stats.wilson(float(by_prompt.sum()), len(by_prompt))
         by_draw = (verdicts == "answered").groupby(part["draw"]).mean()
         rows.append(
             {

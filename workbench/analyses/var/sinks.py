@@ -20,6 +20,7 @@ from workbench.analyses.var import score
 from workbench.analyses.var.params import VarParams
 from workbench.analyses.vhd.branches import Branch, Padded
 from workbench.errors import InputError
+from workbench.primitives.algebra import visible
 from workbench.primitives.capture import names
 from workbench.primitives.forward import forward
 from workbench.primitives.hooks import Hook, hooked
@@ -36,6 +37,8 @@ class Seen:
     Attributes:
         phi: `[row, layer, pos]` of every token.
         image, real: `[row, pos]`, which tokens are the image, which are no padding.
+        visible: `[row, layer, pos]`, which tokens the query may attend to; a weight of 0 does not tell, as small ones
+            are rounded to it.
         pattern: `[row, layer, head, pos]`.
         z: `[row, layer, head, d_head]`.
     """
@@ -43,6 +46,7 @@ class Seen:
     phi: Float[Tensor, "row layer pos"]
     image: Bool[Tensor, "row pos"]
     real: Bool[Tensor, "row pos"]
+    visible: Bool[Tensor, "row layer pos"]
     pattern: Float[Tensor, "row layer head pos"]
     z: Float[Tensor, "row layer head d_head"]
 
@@ -91,16 +95,19 @@ def look(model: Model, branch: Branch, found: tuple[int, ...]) -> Seen:
     """phi of every token, and the last query's attention and outputs, from one pass."""
     padded, (image, real) = branch.padded(), marks(branch)
     phi: list[Tensor] = []
+    allowed: list[Tensor] = []
     pattern: list[Tensor] = []
     z: list[Tensor] = []
     hooks = [
         *_hooks(model, "resid_pre", lambda x: score.phi(x, found), phi),
+        *_hooks(model, "attn_scores", lambda scores: visible(scores[:, 0, -1], model.dtype), allowed),
         *_hooks(model, "pattern", lambda a: a[:, :, -1].float(), pattern),
         *_hooks(model, "z", lambda out: out[:, -1].float(), z),
     ]
     with torch.no_grad(), hooked(model, hooks, copy=False):
         forward(model, padded.tokens, **padded.options(), logits_to_keep=1)
-    return Seen(torch.stack(phi, 1), image, real, torch.stack(pattern, 1), torch.stack(z, 1))
+    sees = torch.stack(allowed, 1) & real[:, None]
+    return Seen(torch.stack(phi, 1), image, real, sees, torch.stack(pattern, 1), torch.stack(z, 1))
 
 
 def are_sinks(phi: Float[Tensor, "row layer pos"], real: Bool[Tensor, "row pos"], params: VarParams) -> Tensor:

@@ -24,7 +24,8 @@ from workbench.analyses.vhd.branches import Branch, Padded
 from workbench.analyses.vhd.params import Variant
 from workbench.analyses.vhd.score import select
 from workbench.primitives.capture import names
-from workbench.primitives.forward import forward
+from workbench.primitives.decode import require_finite
+from workbench.primitives.forward import forward, image_token
 from workbench.primitives.hooks import Hook, hooked
 
 if TYPE_CHECKING:
@@ -126,22 +127,28 @@ def write(
         n_rows = len(image.rows)
         forced: list[list[int]] = [[] for _ in range(n_rows)]
         kept: list[Tensor] = []
-        room = model.n_ctx - seeing.length + 1 if model.n_ctx else max_new_tokens
+        # each row has the room that it has alone: a longer neighbour must not end its caption early
+        room = [model.n_ctx - len(row) + 1 if model.n_ctx else max_new_tokens for row in image.rows]
         current: Tensor | None = None
         with hooked(model, hooks, copy=False):
-            for step in range(min(max_new_tokens, room)):
+            for step in range(min(max_new_tokens, max(room))):
+                fits = torch.tensor([step < n for n in room])
                 if blind is not None and (step == 0 or (isinstance(change, Reinforcement) and change.refresh)):
                     phase.blind = True
-                    blind.step(current)
+                    blind.step(current, fits)
                     phase.blind = False
-                logits = seeing.step(current)
+                logits = seeing.step(current, fits)
                 if keep_logits:
                     kept.append(logits.clone())
+                going = [step < n and (not row or row[-1] not in ends) for row, n in zip(forced, room, strict=True)]
+                require_finite(model, logits, going)
                 current = logits.argmax(dim=-1, keepdim=True)
                 for row, token in enumerate(current[:, 0].tolist()):
-                    if not forced[row] or forced[row][-1] not in ends:
+                    if going[row]:
                         forced[row].append(token)
-                if all(row[-1] in ends for row in forced):
+                # a row that ended at an image mark does not read it, as there is no picture to put there
+                current = current.masked_fill(current == image.slot.token_id, image.slot.pad)
+                if all(step + 1 >= n or row[-1] in ends for row, n in zip(forced, room, strict=True)):
                     break
     tokens = [row[:-1] if row and row[-1] in ends else row for row in forced]
     return Written(tokens, forced, torch.stack(kept, dim=1) if kept else None)
@@ -167,29 +174,34 @@ class _Run:
 
     def __init__(self, model: Model, padded: Padded) -> None:
         self.model, self.prompt = model, padded
-        self.length = padded.tokens.shape[1]
         self.cache = DynamicCache()
         self.mask = padded.attention_mask
         self.position = None if padded.position_ids is None else padded.position_ids[:, -1:]
 
-    def step(self, current: Tensor | None) -> Float[Tensor, "row vocab"]:
-        """Logits of the next token, after the prompt (None) or after one more token `[row, 1]`."""
+    def step(self, current: Tensor | None, fits: Bool[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+        """Logits of the next token, after the prompt (None) or after one more token `[row, 1]`.
+
+        Rows whose token does not fit the context do not see it; what they say is undefined.
+        """
         given: dict[str, Any] = {"cache": self.cache, "use_cache": True, "logits_to_keep": 1}
         if current is None:
             out = forward(self.model, self.prompt.tokens, **self.prompt.options(), **given)
         else:
             if self.mask is not None:
-                self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+                self.mask = torch.cat([self.mask, fits[:, None].to(self.mask)], dim=1)
             if self.position is not None:
-                self.position = self.position + 1
+                self.position = self.position + fits[:, None].to(self.position)
             out = forward(self.model, current, attention_mask=self.mask, position_ids=self.position, **given)
         return out.logits[:, -1]
 
 
 def end_tokens(model: Model) -> frozenset[int]:
-    """End-of-sequence ids that the tokenizer and the generation config name."""
+    """End-of-sequence ids that the tokenizer and the generation config name, and the mark of an image.
+
+    No text can go on behind the mark of a picture that is not there.
+    """
     configured = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
-    ends = [getattr(model.tokenizer, "eos_token_id", None)]
+    ends = [getattr(model.tokenizer, "eos_token_id", None), image_token(model)]
     ends += configured if isinstance(configured, list | tuple) else [configured]
     return frozenset(int(end) for end in ends if end is not None)
 

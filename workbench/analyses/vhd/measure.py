@@ -160,7 +160,7 @@ def last_outputs(
     with torch.no_grad():
         kept = capture(model, padded.tokens, z_names, positions=slice(-longest, None), **padded.options())
     z = score.precise(
-        torch.stack([kept[name] for name in z_names], dim=2)
+        torch.stack([kept[name].to(model.device) for name in z_names], dim=2)
     ).cpu()  # [row, step from the end, layer, ...]
     out = torch.full_like(z, float("nan"))
     for row, n in enumerate(steps):
@@ -205,8 +205,6 @@ def t_divergence(found: Divergences, params: VhdParams) -> np.ndarray:
 def head_table(model: Model, found: Divergences, params: VhdParams, seed: int) -> HeadTable:
     """One row per head: mean VHD at the first step, with interval and null."""
     values, null = found.first, found.null
-    p = stats.sign_flip_p(values - null, alternative="greater", seed=seed)
-    p = np.where(np.isnan(null).all(axis=0), np.nan, p)
     status = np.full(values.shape[1:], "ok", dtype=object)
     status[np.isnan(values).all(axis=0)] = "outputs that are not finite"
     return HeadTable.from_examples(
@@ -221,7 +219,6 @@ def head_table(model: Model, found: Divergences, params: VhdParams, seed: int) -
             "outlier_share": found.outlier[:, 0].mean(axis=0),
             "chosen_share": found.chosen.mean(axis=0),
             "other_image": stats.mean(found.other),
-            "q": stats.benjamini_hochberg(p),
         },
         meta={
             "analysis": "vhd",
@@ -232,7 +229,7 @@ def head_table(model: Model, found: Divergences, params: VhdParams, seed: int) -
             "basis": model.basis,
             "higher_is_more": True,
         },
-    )
+    ).with_q()
 
 
 def steps_table(found: Divergences) -> pd.DataFrame:

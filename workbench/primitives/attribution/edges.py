@@ -90,10 +90,10 @@ def edge_scores(
         nodes.add(here)
         for layer, block in enumerate(wired.blocks):
             first = graph.receivers.index(graph.receivers_of(layer)[0])
-            read = receiver_grads(block, here, layer).flatten(2)  # [n, receiver, pos * d_model]
+            read = receiver_grads(block, here, layer).flatten(2).to(flat.device)  # [n, receiver, pos * d_model]
             known = graph.n_senders(graph.receivers_of(layer)[-1])
             made[:, :known, first : first + read.shape[1]] += flat[:, :known] @ read.mT * pair.weight
-        end = wide(here.grads[hook_name(model.n_layers - 1, "out")]).flatten(1)
+        end = wide(here.grads[hook_name(model.n_layers - 1, "out")]).flatten(1).to(flat.device)
         made[:, :, -1] += (flat @ end[..., None])[..., 0] * pair.weight
     made[:, ~torch.from_numpy(graph.exists()).to(made.device)] = torch.nan
     made[pair.undefined()] = torch.nan
@@ -101,13 +101,13 @@ def edge_scores(
 
 
 def sender_changes(pair: Pair, wired: Wiring) -> Float[Tensor, "n sender pos d_model"]:
-    """c_u[other] - c_u[base] of every sender, 0 where nothing is exchanged."""
+    """c_u[other] - c_u[base] of every sender, 0 where nothing is exchanged; all on the device of the metric."""
     base, other = pair.base.acts, pair.other.acts
     made = [input_change(base, other)]
     for layer, block in enumerate(wired.blocks):
         made += head_changes(block, layer, range(wired.graph.n_heads), base, other)
         made.append(mlp_change(block, layer, base, other))
-    return torch.stack([pair.exchanged(change) for change in made], dim=1)
+    return torch.stack([pair.exchanged(change).to(pair.base.values.device) for change in made], dim=1)
 
 
 def input_change(base: Acts, other: Acts) -> Float[Tensor, "n pos d_model"]:

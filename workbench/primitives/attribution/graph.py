@@ -10,8 +10,8 @@ its own layer's attention; at 2l in a parallel block) and writes at 2l + 2, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -50,18 +50,18 @@ class Graph:
     n_kv_heads: int
     mlp_sees_attn: tuple[bool, ...]
 
-    @property
-    def senders(self) -> list[Node]:
+    @cached_property
+    def senders(self) -> tuple[Node, ...]:
         made = [Node("input")]
         for layer in range(self.n_layers):
             made += [Node("head", layer, head) for head in range(self.n_heads)]
             made.append(Node("mlp", layer))
-        return made
+        return tuple(made)
 
-    @property
-    def receivers(self) -> list[Receiver]:
+    @cached_property
+    def receivers(self) -> tuple[Receiver, ...]:
         made = [r for layer in range(self.n_layers) for r in self.receivers_of(layer)]
-        return [*made, Receiver("logits", self.n_layers)]
+        return (*made, Receiver("logits", self.n_layers))
 
     def receivers_of(self, layer: int) -> list[Receiver]:
         """q of every head, k and v of every kv group, the MLP."""
@@ -87,6 +87,5 @@ class Graph:
 
     def exists(self) -> Bool[np.ndarray, "sender receiver"]:
         """Which pairs are edges."""
-        receivers: Sequence[Receiver] = self.receivers
-        n_senders = len(self.senders)
-        return np.arange(n_senders)[:, None] < np.array([self.n_senders(r) for r in receivers])[None]
+        written = np.array([self.n_senders(receiver) for receiver in self.receivers])
+        return np.arange(len(self.senders))[:, None] < written[None]

@@ -142,7 +142,7 @@ class NodeSum:
             name = hook_name(layer, "m")
             change = wide(block.write_mlp(pair.other.acts[name])) - wide(block.write_mlp(pair.base.acts[name]))
             mlps[:, layer] = self._dot(hook_name(layer, "out"), change)
-        inputs = self._dot(ENTRY, wide(pair.other.acts[ENTRY]) - wide(pair.base.acts[ENTRY]))
+        inputs = self._dot(ENTRY, wide(pair.other.acts[ENTRY]) - wide(pair.base.acts[ENTRY])).to(heads.device)
         mlps[undefined], inputs[undefined] = torch.nan, torch.nan
         return NodeScores(
             heads.cpu(),
@@ -158,7 +158,8 @@ class NodeSum:
         pair = self.pair
         other = pair.other if other is None else other
         first = self.grads[hook_name(self.layers[0], "z")]
-        made = first.new_full((len(first), self.model.n_layers, self.model.n_heads), torch.nan)
+        n, home = len(first), pair.base.values.device
+        made = first.new_full((n, self.model.n_layers, self.model.n_heads), torch.nan, device=home)
         for layer in self.layers:
             name = hook_name(layer, "z")
             change = pair.exchanged(wide(other.acts[name]) - wide(pair.base.acts[name]))

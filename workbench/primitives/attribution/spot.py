@@ -120,9 +120,10 @@ def _read(wired: Wiring, receiver: Receiver, here: Pass, change: Float[Tensor, "
     """The hook that makes one receiver read the stream plus `change`."""
     layer = receiver.layer
     if receiver.kind == "logits":
-        return hook_name(layer - 1, "out"), lambda out, _: (wide(out) + change).to(out.dtype)
+        return hook_name(layer - 1, "out"), lambda out, _: (wide(out) + change.to(out.device)).to(out.dtype)
     block = wired.blocks[layer]
     x = here.acts[hook_name(layer, "x")]
+    change = change.to(x.device)  # from the sender's device
     if receiver.kind == "mlp":
         stream = block.mlp_stream(x, here.acts[hook_name(layer, "a")])
         moved = block.read_mlp((wide(stream) + change).to(stream.dtype))

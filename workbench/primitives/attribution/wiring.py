@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from workbench.errors import CapabilityError
 from workbench.primitives.attribution.graph import Graph
 from workbench.primitives.capture import capture
-from workbench.primitives.suffix import agree, some_tokens
+from workbench.primitives.suffix import agree, some_tokens, tolerance_beside
 from workbench.primitives.sweep.units import attention_layers
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _measure(model: Model) -> Wiring | str:
     blocks: list[Block] = []
     for layer in layers:
         acts = {what: seen[hook_name(layer, what)] for what in _HOOKS}
-        if layer and not agree(acts["x"], seen[hook_name(layer - 1, "out")]):
+        if layer and not agree(acts["x"], seen[hook_name(layer - 1, "out")].to(acts["x"].device)):
             return f"block {layer} does not read what block {layer - 1} wrote"
         block = _block(model, layer, acts)
         if isinstance(block, str):
@@ -172,7 +172,7 @@ def _block(model: Model, layer: int, acts: dict[str, Tensor]) -> Block | str:
         if not _explains(acts["attn_in"], block.w_in(what), acts[what]):
             return f"hook_{what} of block {layer} is not its input times W_{what.upper()}"
     summed = torch.einsum("bphd,hdm->bpm", wide(acts["z"]), block.w_o)
-    if not agree(_spread(summed), _spread(wide(a)), tolerance=_tolerance(a)):
+    if not agree(_spread(summed), _spread(wide(a)), tolerance=tolerance_beside(a.dtype)):
         return f"attention in block {layer} is not the heads' sum z W_O + b_O"
     return block
 
@@ -198,12 +198,7 @@ def _explains(read: Tensor, weight: Float[Tensor, "index d_model d_head"], got: 
     if got.ndim != 4 or got.shape[2] != weight.shape[0] or got.shape[3] != weight.shape[2]:
         return False
     made = torch.einsum("bpm,imd->bpid", wide(read), weight)
-    return agree(_spread(made), _spread(wide(got)), tolerance=_tolerance(got))
-
-
-def _tolerance(measured: Tensor) -> float | None:
-    """Of a comparison in float32 with what the model computed: None is the float32 rounding of `agree`."""
-    return None if measured.dtype in (torch.float32, torch.float64) else 5e-2
+    return agree(_spread(made), _spread(wide(got)), tolerance=tolerance_beside(got.dtype))
 
 
 def _spread(values: Tensor) -> Tensor:

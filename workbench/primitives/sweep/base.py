@@ -114,7 +114,7 @@ def dataset_means(
             real = torch.ones_like(part.tokens) if part.mask is None else part.mask
             count += int(real.sum())
             for layer, z in read_z(model, part.tokens, part.mask, layers).items():
-                kept = torch.where(real[..., None, None] > 0, z.double(), 0.0).sum(dim=(0, 1))
+                kept = torch.where(real[..., None, None].to(z.device) > 0, z.double(), 0.0).sum(dim=(0, 1))
                 total[layer] = total[layer] + kept if layer in total else kept
     return {layer: value / count for layer, value in total.items()}
 

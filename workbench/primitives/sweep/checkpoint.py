@@ -1,9 +1,9 @@
 """Finished parts of a sweep on disk, so that a killed one goes on where it was.
 
 One directory per sweep, named by a digest of everything that decides its numbers; one safetensors file per chunk of
-prompts and layer, written beside its place and moved there, so that a file is whole or absent. A file that cannot be
-read counts as absent. The directory goes away with the sweep's completion: whoever asks again wants to compute again.
-Several processes may fill one directory together (`team`).
+prompts and layer, written beside its place and moved there, so that a file is whole or absent. A file that is not, to
+the bit, what was written under that name counts as absent. The directory goes away with the sweep's completion: whoever
+asks again wants to compute again. Several processes may fill one directory together (`team`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _SIZES = "sizes.json"
+_SEAL = "sha256"
 
 
 def digest(record: Any) -> str:
@@ -58,6 +59,33 @@ def identity(model: Model, *tokens: Tensor | None) -> list[Any]:
 
 def _sha256(tokens: Tensor) -> str:
     return hashlib.sha256(tokens.cpu().long().numpy().tobytes()).hexdigest()
+
+
+def seal(tensors: Mapping[str, Tensor], name: str) -> bytes:
+    """The tensors as a safetensors file that holds the sha256 of them and of the `name` it is to be read back under."""
+    from safetensors.torch import save
+
+    held = dict(tensors)
+    return save(held, metadata={_SEAL: _seal_of(held, name)})
+
+
+def unseal(data: bytes, name: str) -> dict[str, Tensor] | None:
+    """The tensors of `seal`; None for bytes that are not what it made for that name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        held = load(data)
+        said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][_SEAL]
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
+    return held if said == _seal_of(held, name) else None
+
+
+def _seal_of(tensors: dict[str, Tensor], name: str) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(name.encode() + b"\0" + save(tensors)).hexdigest()
 
 
 def default_root() -> Path:
@@ -100,20 +128,16 @@ class Checkpoint:
         """A finished part, None when it is not there (or not whole)."""
         if self.folder is None:
             return None
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+        file = self._file(chunk, layer)
         try:
-            return load_file(self._file(chunk, layer))
-        except (OSError, SafetensorError, ValueError):
+            return unseal(file.read_bytes(), file.name)
+        except OSError:
             return None
 
     def save(self, chunk: int, layer: int, values: Mapping[str, Tensor]) -> None:
-        if self.folder is None:
-            return
-        from safetensors.torch import save
-
-        self._write(self._file(chunk, layer), save({k: v.contiguous().cpu() for k, v in values.items()}))
+        if self.folder is not None:
+            file = self._file(chunk, layer)
+            self._write(file, seal({k: v.contiguous().cpu() for k, v in values.items()}, file.name))
 
     @property
     def sizes(self) -> dict[str, int]:

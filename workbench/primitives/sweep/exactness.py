@@ -148,7 +148,7 @@ def _prompts(model: Model) -> Prompts:
 def begin(base: Base, layer: int, delta: Tensor, way: Way) -> Start:
     """The fork of all of the base's examples in which the attention output of `layer` changes by `delta`."""
     source = base.x[layer + 1] if way.parallel else base.attn[layer]
-    changed = (source.to(delta.dtype) + delta).to(source.dtype)
+    changed = (source.to(delta) + delta).to(source.dtype)
     widths = base.block_width, base.attn_width
     if way.parallel:
         return Start(layer, changed, None, *widths)

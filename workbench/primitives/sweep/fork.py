@@ -115,7 +115,7 @@ class _Block:
         if self.layer < start.layer + self.way.parallel:  # a parallel fork in the last block: its output is known
             return as_output(self._only_last(start.x).expand(-1, n_pos, -1), width)
         if self.layer == start.layer + self.way.parallel:
-            args, kwargs = with_hidden(args, kwargs, start.x)
+            args, kwargs = with_hidden(args, kwargs, start.x.to(hidden_in(args, kwargs).device))
         if self.layer == start.layer and start.attn is not None:
             if self.is_last:  # all that follows attention happens at one position
                 return self._spread(self._with_attention(self._only_last(start.attn), *self._shortened(args, kwargs)))
@@ -254,7 +254,7 @@ def output_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_mod
     elif dense and type(projection).__name__ == "Conv1D":
         matrix = weight
     else:  # quantised or wrapped: what it does to the unit vectors
-        eye = torch.eye(model.n_heads * model.d_head, dtype=model.dtype, device=model.device)
+        eye = torch.eye(model.n_heads * model.d_head, dtype=model.dtype, device=weight.device)
         matrix = projection(eye) - projection(torch.zeros_like(eye))
     matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
     return matrix.reshape(model.n_heads, -1, matrix.shape[-1])
