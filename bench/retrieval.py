@@ -43,14 +43,14 @@ def build(n_ctx: int, n_layers: int):
     return GPT2LMHeadModel(config).eval()
 
 
-def samples(length: int, count: int):
+def samples(length: int, count: int, *, vocabulary: int = 50000):
     """One haystack, `count` depths, a needle and a question: the shape of a depth sweep."""
     import numpy as np
 
     from workbench.tasks.samples import NeedleSample
 
     rng = np.random.default_rng(0)
-    haystack, needle, question = (rng.integers(1, 50000, n).tolist() for n in (length, NEEDLE, QUESTION))
+    haystack, needle, question = (rng.integers(1, vocabulary, n).tolist() for n in (length, NEEDLE, QUESTION))
     made = []
     for i in range(count):
         at = 1 + int((length - NEEDLE - QUESTION - 1) * i / max(count - 1, 1))

@@ -157,6 +157,14 @@ def test_examples_give_mean_error_interval_count_and_p():
     assert math.isnan(last["null_mean"]) and math.isnan(last["null_p"])
 
 
+def test_q_is_over_the_rows_that_were_tested():
+    heads = table([[1.0, 2.0, 3.0]], null_p=[[0.01, NAN, 0.04]], extra={"role": [["a", "b", "c"]]})
+    with_q = heads.with_q()
+    np.testing.assert_allclose(with_q["q"], [0.02, NAN, 0.04])
+    assert list(with_q.columns) == [*heads.columns, "q"] and with_q.meta == heads.meta
+    assert np.isnan(table([[1.0]]).with_q()["q"]).all() and "q" not in heads.columns
+
+
 def test_same_seed_same_table():
     values = np.random.default_rng(1).random((15, 2, 2))
     make = [HeadTable.from_examples(values, null=values[::-1], n_kv_heads=2, seed=seed) for seed in (3, 3, 4)]
