@@ -57,7 +57,7 @@ bench: $(SETUP) ## measure speed and memory against step-by-step references (man
 	$(BIN)/python bench/retrieval.py
 	$(BIN)/python bench/sweep.py
 
-torture: $(SETUP) ## kill, starve and feed it nonsense for some twenty minutes, and print the figures
+torture: $(SETUP) ## kill, starve and feed it nonsense for some half an hour, and print the figures
 	$(BIN)/python -m tests.torture
 
 docs: $(SETUP) ## the API reference from the docstrings, in out/api
